@@ -1,0 +1,1 @@
+"""PairPPO: proximal policy optimisation on RLlib with batched rollouts."""

@@ -1,0 +1,1 @@
+"""Markets: prices, features, the ledger and the environments over it."""

@@ -1,0 +1,1 @@
+"""Population-based training per pair under Ray Tune, and the backtest of its survivors."""

@@ -1,0 +1,141 @@
+"""``RunConfig``: everything that a run is, typed and documented, equal to the CLI and to ``config.yaml``."""
+
+import re
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from rayconf.sections import (
+    BacktestConfig,
+    CostsConfig,
+    DataConfig,
+    EnvConfig,
+    FeaturesConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    PBTConfig,
+    PPOConfig,
+    Range,
+    ResourcesConfig,
+    Section,
+    SplitConfig,
+    SyntheticConfig,
+    TrackingConfig,
+)
+
+PAIR = re.compile(r"[A-Za-z0-9][A-Za-z0-9.^=-]{0,15}/[A-Za-z0-9][A-Za-z0-9.^=-]{0,15}")
+
+# The risk terms differ in units, so each has its own range (fraction of equity per bar).
+RISK_RANGES = {"variance": (0.3, 30.0), "downside": (0.6, 60.0), "drawdown": (0.01, 0.5)}
+
+
+def default_search(env: EnvConfig, costs: CostsConfig) -> dict[str, Range]:
+    """The numbers PBT mutates unless told otherwise; training costs are omitted where the real cost is zero."""
+    low, high = RISK_RANGES[env.risk_measure]
+    search = {
+        "learning_rate": Range(path="optimizer.learning_rate", low=3e-5, high=3e-3),
+        "risk_penalty": Range(path="env.risk_penalty", low=low, high=high),
+        "turnover_penalty": Range(path="env.turnover_penalty", low=0.05, high=20.0, step=3.0),
+        "cvar_weight": Range(path="env.cvar_weight", low=0.001, high=0.1),
+    }
+    if costs.real_bps > 0:
+        search["train_cost_bps"] = Range(path="env.train_cost_bps", low=costs.real_bps, high=10 * costs.real_bps)
+    return search
+
+
+class RunConfig(Section):
+    """A complete, repeatable description of one run."""
+
+    name: str | None = None
+    """Name of the run's directory; null: ``<preset>-<date>-<time>``."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything random in the run."""
+    data: DataConfig = DataConfig()
+    synthetic: SyntheticConfig = SyntheticConfig()
+    split: SplitConfig = SplitConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    costs: CostsConfig = CostsConfig()
+    env: EnvConfig = EnvConfig()
+    network: NetworkConfig = NetworkConfig()
+    ppo: PPOConfig = PPOConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    pbt: PBTConfig = PBTConfig()
+    search: dict[str, Range] = {}
+    """What PBT mutates, by hyperparameter name; empty: learning rate and the four penalties."""
+    backtest: BacktestConfig = BacktestConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    versions: dict[str, str] = {}
+    """Versions of the packages that made the run; written, never read."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        """Resolve what depends on other sections, so that the written config is complete."""
+        if not isinstance(data, dict):
+            return data
+        env_in, costs_in = data.get("env", {}), data.get("costs", {})
+        try:
+            env = env_in if isinstance(env_in, EnvConfig) else EnvConfig.model_validate(env_in)
+            costs = costs_in if isinstance(costs_in, CostsConfig) else CostsConfig.model_validate(costs_in)
+        except ValidationError:
+            return data  # reported by the ordinary validation, with the full path
+        update: dict[str, Any] = {}
+        if env.risk_penalty is None:
+            update["risk_penalty"] = env.default_risk_penalty
+        if env.train_cost_bps is None:
+            update["train_cost_bps"] = costs.real_bps
+        resolved = {**data, "env": env.model_copy(update=update), "costs": costs}
+        if not data.get("search"):
+            resolved["search"] = default_search(env, costs)
+        return resolved
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RunConfig":
+        for pair in self.data.pairs:
+            if not PAIR.fullmatch(pair) or len(set(pair.split("/"))) != 2:
+                raise ValueError(f"data.pairs: {pair!r} is no pair; write two different tickers as AAA/BBB")
+        if not self.data.pairs or len(set(self.data.pairs)) != len(self.data.pairs):
+            raise ValueError("data.pairs: give each pair once, at least one")
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
+            raise ValueError(f"name: {self.name!r} must be letters, digits, '.', '_' or '-'")
+        if self.env.train_cost_bps is not None and self.env.train_cost_bps < self.costs.real_bps:
+            raise ValueError(
+                f"env.train_cost_bps: {self.env.train_cost_bps} is below the real cost {self.costs.real_bps} bps"
+            )
+        for name, space in self.search.items():
+            self._check_search(name, space)
+        return self
+
+    def _check_search(self, name: str, space: Range) -> None:
+        section, _, field = space.path.partition(".")
+        owner = getattr(self, section, None)
+        if not isinstance(owner, EnvConfig | OptimizerConfig) or not isinstance(getattr(owner, field, None), float):
+            raise ValueError(f"search.{name}.path: {space.path!r} is no number of env or optimizer")
+        if space.path == "env.train_cost_bps" and space.low < self.costs.real_bps:
+            raise ValueError(f"search.{name}.low: {space.low} is below the real cost {self.costs.real_bps} bps")
+
+    @property
+    def mutates_learning_rate(self) -> bool:
+        """Whether PBT owns the learning rate, so that no schedule may decay it."""
+        return any(space.path == "optimizer.learning_rate" for space in self.search.values())
+
+    def with_values(self, values: dict[str, float]) -> "RunConfig":
+        """A copy with the named hyperparameters of ``search`` set to the given values."""
+        sections: dict[str, dict[str, float]] = {}
+        for name, value in values.items():
+            section, _, field = self.search[name].path.partition(".")
+            sections.setdefault(section, {})[field] = value
+        return self.model_copy(
+            update={section: getattr(self, section).model_copy(update=update) for section, update in sections.items()}
+        )
+
+    def value_of(self, name: str) -> float:
+        """The run's own (unmutated) value of the hyperparameter ``name``."""
+        section, _, field = self.search[name].path.partition(".")
+        return float(getattr(getattr(self, section), field))
+
+    def to_yaml(self) -> str:
+        """The config as YAML; feeding it back gives an equal config."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)

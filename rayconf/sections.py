@@ -1,0 +1,322 @@
+"""The sections of a run's description. The docstring under a field is its documentation, everywhere."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, unknown fields refused, NaN and infinity refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Where prices come from. Without a directory the embedded synthetic market is used."""
+
+    dir: str | None = None
+    """Directory (or ``hf://datasets/OWNER/NAME``) with one CSV or Parquet file per ticker; null: synthetic market."""
+    pairs: tuple[str, ...] = ("SYNA/SYNB", "SYNC/SYND")
+    """Pairs to train, each ``AAA/BBB``; every pair has its own population."""
+    fill: Literal["open", "close"] = "open"
+    """Price at which orders fill: the next ``open``; ``close`` for data sets that have closes only."""
+    adjust: bool = True
+    """Where a file has ``Adj Close``: scale all its prices by ``Adj Close / Close`` (total returns). False ignores it."""
+    bars_per_year: Positive | None = None
+    """Bars per year for annualising; null: inferred from the dates (252 sessions, or 365 days for a market that never closes)."""
+
+
+class SyntheticConfig(Section):
+    """The embedded market: two legs, a common factor and a mean-reverting spread."""
+
+    form: Literal["plain", "full"] = "full"
+    """``plain``: one regime, Gaussian, optimum known; ``full``: volatility regimes, fat tails, moving mean of the spread."""
+    bars: Count = 65_252
+    """Number of daily bars generated per pair."""
+    half_life: Positive = 20.0
+    """Half-life of the spread in bars."""
+    spread_sd: Positive = 0.0460
+    """Stationary standard deviation of the log spread."""
+    factor_sd: Positive = 0.01
+    """Standard deviation of the common factor per bar."""
+    overnight: Fraction = 0.3
+    """Share of each bar's time and variance that falls between close and the next open."""
+    seed: int = 0
+    """Seed of the market itself, so that training seeds can vary on one market."""
+
+
+class SplitConfig(Section):
+    """Chronological train / validation / test, common to all pairs of a run."""
+
+    fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)
+    """Shares of train, validation and test of the longest pair's bars after the burn-in; used unless dates are given."""
+    validation_start: str | None = None
+    """First date of validation (ISO); give both dates or none."""
+    test_start: str | None = None
+    """First date of test (ISO); give both dates or none."""
+    burn: Count = 252
+    """Bars consumed once at the start by the longest feature window."""
+    embargo: Annotated[int, Field(ge=0)] | None = None
+    """Bars left out at the start of validation and of test; null: 21 daily bars, or 5 sessions of intraday bars."""
+
+    @model_validator(mode="after")
+    def _shares(self) -> "SplitConfig":
+        if min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-9:
+            raise ValueError("fractions must be three positive shares that sum to 1, e.g. [0.6, 0.2, 0.2]")
+        if (self.validation_start is None) != (self.test_start is None):
+            raise ValueError("validation_start and test_start must be given together")
+        return self
+
+
+class FeaturesConfig(Section):
+    """Causal features of every bar. All windows are in bars."""
+
+    return_horizons: tuple[Count, ...] = (1, 5, 21, 63, 126)
+    """Horizons of past log returns, each divided by volatility times the root of the horizon."""
+    z_windows: tuple[Annotated[int, Field(ge=5)], ...] = (10, 20, 60, 120, 250)
+    """Windows of the z-score of the log-price spread."""
+    volatility_window: Annotated[int, Field(ge=5)] = 21
+    """Window of the realised volatility."""
+    regime_window: Annotated[int, Field(ge=20)] = 240
+    """Window of the long-run volatility that the regime is measured against."""
+    hedge_window: Annotated[int, Field(ge=10)] = 60
+    """Window of the rolling hedge ratio (regression slope) and correlation."""
+    volume_window: Annotated[int, Field(ge=5)] = 60
+    """Window of the mean log volume that volume is measured against."""
+    calendar: bool = True
+    """Add the day of the week, the gap in days since the last bar and, intraday, the time of day."""
+    extremes: Literal["clip", "tanh"] = "clip"
+    """What happens to standardised features beyond ``extreme_limit``: cut off, or squashed smoothly."""
+    extreme_limit: Positive = 5.0
+    """Bound on a standardised feature, in training standard deviations."""
+
+
+class CostsConfig(Section):
+    """The real, fixed terms of trading: what fitness, backtest and report always use."""
+
+    commission_bps: NonNegative = 1.0
+    """Commission per side in basis points of the traded value."""
+    slippage_bps: NonNegative = 1.0
+    """Slippage per side in basis points of the traded value."""
+    leverage: Positive = 1.5
+    """Upper bound on gross exposure as a multiple of equity."""
+    borrow_rate: NonNegative = 0.0675
+    """Interest per year on borrowed cash."""
+    short_rate: NonNegative = 0.005
+    """Fee per year on the value sold short."""
+    financing: Literal["longs", "gross"] = "longs"
+    """``longs``: interest on longs beyond equity; ``gross``: on gross exposure beyond equity, as the original log did."""
+    ruin_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """An account at or below this fraction of its start is closed for good."""
+
+    @property
+    def real_bps(self) -> float:
+        """Total trading cost per side, in basis points."""
+        return self.commission_bps + self.slippage_bps
+
+
+class EnvConfig(Section):
+    """The environment: timing, action mapping, episodes and the shaped training reward."""
+
+    lag: Annotated[int, Field(ge=1, le=20)] = 1
+    """Bars between the close a decision sees and its fill; 0 would be look-ahead."""
+    mapping: Literal["direct", "neutral"] = "direct"
+    """``direct``: one weight per leg; ``neutral``: one dollar-neutral tilt."""
+    episode_bars: Annotated[int, Field(ge=2)] = 256
+    """Length of a training episode in bars; its end is a truncation."""
+    risk_measure: Literal["variance", "downside", "drawdown"] = "variance"
+    """What ``risk_penalty`` multiplies: squared log-growth, squared losses, or new maximum drawdown."""
+    risk_penalty: NonNegative | None = None
+    """Weight of the risk term; null: 1, or 0.05 for ``drawdown``."""
+    turnover_penalty: NonNegative = 0.5
+    """Extra cost in basis points at a squared turnover of 1."""
+    train_cost_bps: NonNegative | None = None
+    """Trading cost per side in training, never below the real cost; null: the real cost."""
+    cvar_weight: NonNegative = 0.003
+    """Weight of the tail term (95 % CVaR of the per-bar loss)."""
+
+    @property
+    def default_risk_penalty(self) -> float:
+        """The default of ``risk_penalty`` for this risk measure."""
+        return 0.05 if self.risk_measure == "drawdown" else 1.0
+
+
+class NetworkConfig(Section):
+    """Actor and critic: separate multilayer perceptrons of the same shape."""
+
+    hidden: tuple[Count, ...] = (64, 64)
+    """Widths of the hidden layers."""
+    activation: Literal["tanh", "silu"] = "tanh"
+    """Nonlinearity of the hidden layers."""
+    initial_log_std: float = -0.5
+    """Initial log standard deviation of the action before squashing."""
+
+
+class PPOConfig(Section):
+    """Proximal policy optimisation (Schulman et al. 2017) with generalised advantage estimation."""
+
+    num_envs: Count = 512
+    """Accounts stepped side by side."""
+    rollout_steps: Count = 64
+    """Bars per account and PPO update; num_envs x rollout_steps samples are one batch."""
+    epochs: Count = 4
+    """Passes over the batch per update."""
+    minibatch_size: Count = 8192
+    """Samples per gradient step."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Discount per bar."""
+    gae_lambda: Fraction = 0.9
+    """Lambda of generalised advantage estimation."""
+    clip: Positive = 0.2
+    """Clip range of the probability ratio."""
+    entropy_coeff: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+    value_coeff: NonNegative = 0.5
+    """Weight of the value loss."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "PPOConfig":
+        if self.minibatch_size > self.num_envs * self.rollout_steps:
+            raise ValueError(
+                f"minibatch_size {self.minibatch_size} exceeds the batch num_envs x rollout_steps = "
+                f"{self.num_envs * self.rollout_steps}"
+            )
+        return self
+
+
+class OptimizerConfig(Section):
+    """How gradients become weights."""
+
+    kind: Literal["adamw", "muon_mix"] = "adamw"
+    """``adamw``, or ``muon_mix``: Muon for hidden matrices and AdamW for the rest."""
+    learning_rate: Positive = 3e-4
+    """Learning rate of AdamW; mutated by PBT."""
+    muon_ratio: Positive = 1.0
+    """Learning rate of Muon as a multiple of ``learning_rate`` (Muon's update is scaled to AdamW's RMS)."""
+    weight_decay: NonNegative = 1e-4
+    """Decoupled weight decay."""
+    schedule: Literal["auto", "cosine", "constant"] = "auto"
+    """After warm-up: ``cosine`` to the floor or ``constant``; ``auto``: constant where PBT mutates the learning rate, else cosine."""
+    warmup_fraction: Fraction = 0.02
+    """Share of all updates over which the learning rate rises linearly."""
+    floor_fraction: Fraction = 0.1
+    """Learning rate at the end of the cosine, as a share of its peak."""
+    max_grad_norm: Positive = 0.5
+    """Global-norm bound over all gradients of the module."""
+    ema_half_life: NonNegative = 0.1
+    """Half-life of the evaluation weights' moving average, as a share of a generation; 0 evaluates the raw weights."""
+
+
+class PBTConfig(Section):
+    """Population-based training (Jaderberg et al. 2017), one sub-population per pair."""
+
+    population: Count = 8
+    """Members per pair."""
+    iterations: Count = 24
+    """PPO updates per member over the whole run."""
+    interval: Count = 3
+    """PPO updates per generation; must divide ``iterations``."""
+    quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    """Share of a pair's members at the bottom that may be replaced, and at the top that may be donors."""
+    replace_z: NonNegative = 1.0
+    """A member is replaced when its paired gap to the donor exceeds this many standard errors."""
+    fitness: Literal["sharpe", "growth"] = "sharpe"
+    """``sharpe``: floored Sharpe, median of rolling windows less one standard error; ``growth``: log growth less one."""
+    fitness_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Weight of the past in the exponential mean of fitness that ranks members; 0 ranks by the last evaluation."""
+    window: Annotated[int, Field(ge=21)] = 126
+    """Length of a rolling validation window in sessions."""
+    window_step: Count = 21
+    """Distance between rolling windows in sessions."""
+    block: Count = 21
+    """Block length of the circular block bootstrap in sessions."""
+    bootstrap: Annotated[int, Field(ge=99)] = 499
+    """Bootstrap resamples per standard error."""
+    floor_volatility: NonNegative = 0.05
+    """Volatility per year added in quadrature under the Sharpe ratio, so that tiny positions score near zero."""
+    archive: Count = 8
+    """Best snapshots kept per pair, of everything validation has seen."""
+    survivors: Count = 3
+    """Snapshots per pair that are back-tested; their equal-weight ensemble is the run's headline."""
+    survivor_correlation: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Survivors are taken best first, leaving out streams that correlate this much with one already taken while others remain."""
+    max_failures: Count = 3
+    """Failures of one member in one generation after which it is lost and replaced by the ordinary rule."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> "PBTConfig":
+        if self.iterations % self.interval:
+            raise ValueError(f"interval {self.interval} must divide iterations {self.iterations}")
+        if self.survivors > self.archive:
+            raise ValueError(f"survivors {self.survivors} must not exceed archive {self.archive}")
+        return self
+
+    @property
+    def generations(self) -> int:
+        """Number of generations in the run."""
+        return self.iterations // self.interval
+
+
+class Range(Section):
+    """What PBT may do to one number."""
+
+    path: str
+    """Field of the run that it replaces, e.g. ``optimizer.learning_rate``."""
+    low: NonNegative
+    """Smallest value."""
+    high: Positive
+    """Largest value."""
+    scale: Literal["log", "linear"] = "log"
+    """Space in which values are drawn and moved."""
+    step: Positive = 2.0
+    """Largest move of one explore step: a factor on the log scale, an addend on the linear scale."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Range":
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} must not exceed high {self.high}")
+        if self.scale == "log" and (self.low <= 0 or self.step <= 1):
+            raise ValueError("a log scale needs low > 0 and step > 1")
+        return self
+
+
+class BacktestConfig(Section):
+    """Scenarios in which survivors and baselines are run over the test span, beside the run's own terms."""
+
+    cost_bps: tuple[NonNegative, ...] = (1.0, 5.0, 10.0)
+    """Total trading costs per side in basis points."""
+    lags: tuple[Annotated[int, Field(ge=1, le=20)], ...] = (1, 2)
+    """Execution lags in bars."""
+    vol_target: Positive = 0.15
+    """Volatility per year that the volatility-targeted baseline aims at."""
+    vol_half_life: Positive = 20.0
+    """Half-life in days of its exponentially weighted volatility."""
+
+
+class ResourcesConfig(Section):
+    """What the run may use of the machine. Changing these never changes results on CPU."""
+
+    cpus: Count | None = None
+    """CPUs given to Ray; null: all."""
+    gpus_per_member: Fraction = 0.0
+    """Share of a GPU per member; 0 trains on CPU."""
+    object_store_mb: Annotated[int, Field(ge=80)] = 512
+    """Size of Ray's object store in MiB."""
+    torch_threads: Count = 1
+    """Torch threads per member."""
+
+
+class TrackingConfig(Section):
+    """Where progress is logged beside the run's own frames."""
+
+    tensorboard: bool = True
+    """Write TensorBoard logs into the run."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Weights & Biases: off, into the run's directory, or to the server."""
+    wandb_project: str = "pairpbt"
+    """Project name on Weights & Biases."""
