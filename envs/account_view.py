@@ -1,0 +1,84 @@
+"""What a policy sees of its own account: marked at the close it decides on, never later."""
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from envs.ledger import Fill
+
+DRAWDOWN_BOUND = 0.5
+"""Log-drawdown beyond which the observation no longer distinguishes."""
+
+
+class AccountView:
+    """The account part of the observation for B accounts, updated after each ledger step.
+
+    Before decision t the account is marked at close[t]. With lag 1 the order of decision t-1 filled at this
+    bar, so its holdings have drifted to the close. With a longer lag the last orders have not filled yet and
+    count as filled at the close: the weights are the last capped target. Columns: weight of each leg over the
+    leverage limit and, where the risk measure is the drawdown, the log-drawdown over its bound.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        lag: int | Tensor,
+        leverage: float,
+        drawdown: bool,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.size = account_size(drawdown)
+        self._leverage = leverage
+        self._lag = lag
+        self._drawdown = drawdown
+        self._zero = torch.zeros(batch, dtype=dtype, device=device)
+        self._longest = lag if isinstance(lag, int) else int(lag.max())
+        self._same_bar = None if isinstance(lag, int) else (lag == 1).unsqueeze(1)
+        self._marks: deque[Tensor] = deque(maxlen=self._longest)
+        self.reset()
+
+    def reset(self) -> Tensor:
+        """Open all accounts in cash and return their view [B, A]."""
+        self._marks.extend(self._zero for _ in range(self._longest))
+        self._peak = self._zero
+        return torch.zeros(len(self._zero), self.size, dtype=self._zero.dtype, device=self._zero.device)
+
+    def reset_rows(self, rows: Tensor) -> None:
+        """Open the accounts selected by the mask ``rows`` [B] anew."""
+        if self._drawdown:
+            self._marks.extend([torch.where(rows, 0.0, mark) for mark in self._marks])
+            self._peak = torch.where(rows, 0.0, self._peak)
+
+    def after(self, fill: Fill, move: Tensor) -> Tensor:
+        """View [B, A] before the next decision.
+
+        Args:
+            fill: The newest ledger step.
+            move: [B, 2] simple return per leg from its fill to the close of the same bar.
+        """
+        marked = fill.marked_equity(move)
+        weights = fill.weights
+        if self._same_bar is not None or self._lag == 1:
+            value = marked.clamp(min=1e-9 * fill.equity.clamp(min=1e-9))
+            drifted = fill.held * (1 + move) / value.unsqueeze(1)
+            weights = drifted if self._same_bar is None else torch.where(self._same_bar, drifted, weights)
+        view = weights / self._leverage
+        if not self._drawdown:
+            return view
+        self._marks.append(marked.clamp(min=1e-9).log())
+        level = self._marks[0] if isinstance(self._lag, int) else self._per_row()
+        self._peak = torch.maximum(self._peak, level)
+        depth = (self._peak - level).clamp(max=DRAWDOWN_BOUND) / DRAWDOWN_BOUND
+        return torch.cat((view, depth.unsqueeze(1)), dim=1)
+
+    def _per_row(self) -> Tensor:
+        stacked = torch.stack(tuple(self._marks))
+        index = (self._longest - torch.as_tensor(self._lag)).unsqueeze(0)
+        return stacked.gather(0, index).squeeze(0)
+
+
+def account_size(drawdown: bool) -> int:
+    """Number of account columns in an observation."""
+    return 3 if drawdown else 2

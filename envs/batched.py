@@ -1,0 +1,200 @@
+"""The trainer's environment: N accounts replaying random training episodes, stepped as tensors."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from envs import ledger
+from envs.account_view import AccountView, account_size
+from envs.ledger import Account, Fill, Terms
+from envs.mapping import target_weights
+from envs.market import PairMarket
+from rayconf.run_config import RunConfig
+
+TAIL = 0.95
+"""Confidence level of the CVaR term."""
+TAIL_RATE = 0.1
+"""Share of the way the tail quantile moves towards a rollout's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one bar returned to N accounts."""
+
+    observation: Tensor
+    """[N, D] after automatic resets."""
+    reward: Tensor
+    """[N] shaped training reward, in training standard deviations of equal weight."""
+    terminated: Tensor
+    """[N] bool: ruined."""
+    truncated: Tensor
+    """[N] bool: the episode's length or the end of the training span."""
+    final_observation: Tensor | None
+    """[N, D] before the resets, present when any account finished."""
+    log_growth: Tensor
+    """[N] log-growth under training costs."""
+
+
+def uses_drawdown(run: RunConfig) -> bool:
+    """Whether observations hold the account's drawdown."""
+    return run.env.risk_measure == "drawdown"
+
+
+def observation_dim(market: PairMarket, run: RunConfig) -> int:
+    """Number of observation columns: market features, then the account."""
+    return market.features.shape[1] + account_size(uses_drawdown(run))
+
+
+class Reward:
+    """The shaped reward: log-growth less risk, turnover and tail terms, in units of the market's own noise.
+
+    scale * [l - 1/2 risk_penalty * rho - 1e-4 * turnover_penalty * turnover^2 - cvar_weight * tau] with l the
+    log-growth under training costs; rho = l^2, min(l, 0)^2 or, without the 1/2, the growth of the episode's
+    maximum log-drawdown; tau = max(0, -l - q) / (1 - 0.95) (Rockafellar and Uryasev 2000).
+    """
+
+    def __init__(self, run: RunConfig, equal_weight_sd: float) -> None:
+        env = run.env
+        self._measure = env.risk_measure
+        self._risk = env.default_risk_penalty if env.risk_penalty is None else env.risk_penalty
+        self._turnover = env.turnover_penalty * 1e-4
+        self._cvar = env.cvar_weight / (1 - TAIL)
+        self._scale = 1 / equal_weight_sd
+
+    def __call__(self, fill: Fill, deepened: Tensor | None, tail_quantile: float) -> Tensor:
+        """[N] reward of a ledger step; ``deepened`` [N] is the growth of the maximum log-drawdown."""
+        growth = fill.log_growth
+        if self._measure == "drawdown":
+            assert deepened is not None
+            risk = self._risk * deepened
+        elif self._measure == "downside":
+            risk = 0.5 * self._risk * growth.clamp(max=0).square()
+        else:
+            risk = 0.5 * self._risk * growth.square()
+        tail = (-growth - tail_quantile).clamp(min=0)
+        return self._scale * (growth - risk - self._turnover * fill.turnover.square() - self._cvar * tail)
+
+
+def training_terms(run: RunConfig) -> Terms:
+    """Terms under which the trainer's accounts trade: the run's, with its training cost."""
+    return Terms.from_costs(run.costs, run.env.train_cost_bps)
+
+
+class BatchedPairTrading:
+    """N accounts, each at its own bar of the training span, with automatic resets.
+
+    Args:
+        market: The pair.
+        run: Mapping, lag, reward, costs and episode length.
+        num_envs: Number of accounts N.
+        generator: CPU generator that draws episode starts.
+        dtype: Float type of observations and accounting.
+        device: Where the tensors live.
+    """
+
+    def __init__(
+        self,
+        market: PairMarket,
+        run: RunConfig,
+        num_envs: int,
+        *,
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        def tensor(array: object) -> Tensor:
+            return torch.tensor(array, dtype=dtype, device=device)
+
+        self.num_envs = num_envs
+        self.observation_dim = observation_dim(market, run)
+        self._features = tensor(market.features)
+        self._returns, self._moves, self._years = (
+            tensor(market.returns),
+            tensor(market.moves),
+            tensor(market.years),
+        )
+        self._lag, self._mapping, self._leverage = run.env.lag, run.env.mapping, run.costs.leverage
+        self._episode_bars = run.env.episode_bars
+        span = market.splits["train"]
+        self._first, self._last = span.start - self._lag, span.stop - 2 - self._lag
+        self._terms = training_terms(run)
+        self._reward = Reward(run, market.equal_weight_sd)
+        self._drawdown = uses_drawdown(run)
+        self._view = AccountView(num_envs, self._lag, self._leverage, self._drawdown, dtype, device)
+        self._generator, self._dtype, self._device = generator, dtype, device
+        self.tail_quantile = _equal_weight_tail(market)
+
+    def reset(self) -> Tensor:
+        """Fresh accounts at random bars, their episode clocks staggered; observations [N, D]."""
+        self._bar = self._starts()
+        self._age = torch.randint(self._episode_bars, (self.num_envs,), generator=self._generator).to(self._device)
+        self._account = ledger.open_accounts(self.num_envs, self._dtype, self._device)
+        self._fresh = self._account
+        self._log_equity = torch.zeros(self.num_envs, dtype=self._dtype, device=self._device)
+        self._log_peak, self._depth = self._log_equity, self._log_equity
+        return self._observe(self._view.reset())
+
+    def step(self, action: Tensor) -> Step:
+        """Trade on actions [N, 2] in [-1, 1] and earn one bar."""
+        k = self._bar + self._lag
+        target = target_weights(action, self._mapping, self._leverage)
+        self._account, fill = ledger.step(self._account, target, self._returns[k], self._years[k], self._terms)
+        reward = self._reward(fill, self._deepen(fill), self.tail_quantile)
+
+        self._bar, self._age = self._bar + 1, self._age + 1
+        terminated = self._account.ruined
+        truncated = ((self._age >= self._episode_bars) | (self._bar > self._last)) & ~terminated
+        observation = self._observe(self._view.after(fill, self._moves[k]))
+        done = terminated | truncated
+        final = None
+        if bool(done.any()):
+            final = observation
+            observation = self._restart(done, observation)
+        return Step(observation, reward, terminated, truncated, final, fill.log_growth)
+
+    def observe_tail(self, log_growth: Tensor) -> None:
+        """Move the tail quantile towards that of a rollout's raw losses [T, N]."""
+        target = float(torch.quantile(-log_growth.flatten(), TAIL))
+        self.tail_quantile += TAIL_RATE * (target - self.tail_quantile)
+
+    def _observe(self, view: Tensor) -> Tensor:
+        return torch.cat((self._features[self._bar], view), dim=1)
+
+    def _starts(self) -> Tensor:
+        latest = max(self._first, self._last - self._episode_bars + 1)
+        starts = torch.randint(self._first, latest + 1, (self.num_envs,), generator=self._generator)
+        return starts.to(self._device)
+
+    def _deepen(self, fill: Fill) -> Tensor | None:
+        if not self._drawdown:
+            return None
+        self._log_equity = self._log_equity + fill.log_growth
+        self._log_peak = torch.maximum(self._log_peak, self._log_equity)
+        depth = torch.maximum(self._depth, self._log_peak - self._log_equity)
+        deepened, self._depth = depth - self._depth, depth
+        return deepened
+
+    def _restart(self, done: Tensor, observation: Tensor) -> Tensor:
+        account, fresh = self._account, self._fresh
+        self._account = Account(
+            equity=torch.where(done, fresh.equity, account.equity),
+            holdings=torch.where(done.unsqueeze(1), fresh.holdings, account.holdings),
+            start=account.start,
+            ruined=account.ruined & ~done,
+        )
+        self._bar = torch.where(done, self._starts(), self._bar)
+        self._age = torch.where(done, 0, self._age)
+        if self._drawdown:
+            self._log_equity, self._log_peak, self._depth = (
+                torch.where(done, 0.0, level) for level in (self._log_equity, self._log_peak, self._depth)
+            )
+        self._view.reset_rows(done)
+        width = self._features.shape[1]
+        account_part = torch.where(done.unsqueeze(1), 0.0, observation[:, width:])
+        return torch.cat((self._features[self._bar], account_part), dim=1)
+
+
+def _equal_weight_tail(market: PairMarket) -> float:
+    """The tail quantile to start from: that of equal weight's training losses, as for a Gaussian."""
+    return 1.645 * market.equal_weight_sd

@@ -1,0 +1,227 @@
+"""``PairMarket``: the aligned tensors of one pair, and its chronological splits with embargo."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from envs.bars import Bars, infer_bars_per_year, join_bars, load_bars, resolve_directory, sessions
+from envs.features import compute_features, feature_names, lookback
+from envs.scaler import Scaler
+from envs.synthetic import synthetic_pair
+from rayconf.errors import UserError
+from rayconf.run_config import RunConfig
+from rayconf.sections import SplitConfig
+
+SPLITS = ("train", "validation", "test")
+MIN_TRAIN_BARS = 252
+MIN_TEST_BARS = 21
+EMBARGO_BARS, EMBARGO_SESSIONS = 21, 5
+DAYS_PER_YEAR = 365.0
+
+
+class Span(NamedTuple):
+    """Bars of a split: fills at bars ``start`` .. ``stop - 2``, each earning to the next bar of the split."""
+
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """Number of fills."""
+        return max(0, self.stop - 1 - self.start)
+
+
+@dataclass(frozen=True)
+class PairMarket:
+    """Everything that is exogenous about one pair. T bars, F features."""
+
+    pair: str
+    dates: np.ndarray
+    """[T] datetime64[us], the bars' own labels."""
+    fill: np.ndarray
+    """[T, 2] price at which orders fill at each bar."""
+    close: np.ndarray
+    """[T, 2] closing prices."""
+    features: np.ndarray
+    """[T, F] float32, standardised by the scaler; zero before the first complete row."""
+    scaler: Scaler
+    splits: dict[str, Span]
+    bars_per_year: float
+    session: np.ndarray
+    """[T] int32 index of the session each bar belongs to."""
+    equal_weight_sd: float
+    """Standard deviation of equal weight's log return per bar on the training span."""
+    notes: tuple[str, ...]
+    """Lines for the log and the report: what was dropped, how the splits lie."""
+
+    @property
+    def returns(self) -> np.ndarray:
+        """[T - 1, 2] simple return of each leg from the fill at bar k to the fill at bar k + 1."""
+        return self.fill[1:] / self.fill[:-1] - 1
+
+    @property
+    def moves(self) -> np.ndarray:
+        """[T, 2] simple return of each leg from the fill at a bar to the close of the same bar."""
+        return self.close / self.fill - 1
+
+    @property
+    def years(self) -> np.ndarray:
+        """[T - 1] time from the fill at bar k to the fill at bar k + 1 in years of 365 days."""
+        return np.diff(self.dates).astype("timedelta64[us]").astype(np.float64) / (86_400e6 * DAYS_PER_YEAR)
+
+    @property
+    def sessions_per_year(self) -> float:
+        """Sessions per year for annualising session returns."""
+        return 365.0 if self.trades_weekends else 252.0
+
+    @property
+    def trades_weekends(self) -> bool:
+        """Whether the market never closes."""
+        weekday = (self.dates.astype("datetime64[D]").astype(np.int64) + 3) % 7
+        return bool(np.mean(weekday >= 5) > 0.1)
+
+    @property
+    def intraday(self) -> bool:
+        """Whether sessions hold more than one bar."""
+        return bool(self.session[-1] + 1 < len(self.session))
+
+
+class Borders(NamedTuple):
+    """First dates of validation and of test, common to all pairs of a run."""
+
+    validation: np.datetime64
+    test: np.datetime64
+
+
+def split_borders(dates: np.ndarray, split: SplitConfig) -> Borders:
+    """Borders from the config's dates, or from its fractions of the given (longest pair's) dates [T]."""
+    if split.validation_start is not None and split.test_start is not None:
+        borders = Borders(_date(split.validation_start, "validation_start"), _date(split.test_start, "test_start"))
+        if borders.validation >= borders.test:
+            raise UserError(
+                f"split.validation_start: {split.validation_start} must lie before split.test_start {split.test_start}"
+            )
+        return borders
+    usable = len(dates) - split.burn
+    first, second = (int(usable * share) for share in np.cumsum(split.fractions)[:2])
+    if usable < 4:
+        raise UserError(f"{len(dates)} bars are too few: split.burn alone takes {split.burn}")
+    return Borders(dates[split.burn + first], dates[split.burn + second])
+
+
+def split_spans(dates: np.ndarray, borders: Borders, burn: int, embargo: int) -> dict[str, Span]:
+    """Spans of the three splits of one pair; the embargo is left out at the start of validation and of test."""
+    validation, test = (int(np.searchsorted(dates, border)) for border in borders)
+    return {
+        "train": Span(burn, validation),
+        "validation": Span(max(burn, validation) + embargo, test),
+        "test": Span(test + embargo, len(dates)),
+    }
+
+
+def build_market(pair: str, a: Bars, b: Bars, run: RunConfig, borders: Borders | None = None) -> PairMarket:
+    """Join two tickers' bars, compute features, fit the scaler on train and cut the splits.
+
+    Raises:
+        UserError: If the pair has too few bars for windows plus splits.
+    """
+    a, b, joined = join_bars(a, b)
+    notes = [f"{pair}: {joined.text}"]
+    session = sessions(a.dates)
+    per_session = int(np.median(np.bincount(session)))
+    embargo = run.split.embargo
+    if embargo is None:
+        embargo = EMBARGO_BARS if per_session == 1 else EMBARGO_SESSIONS * per_session
+    _check_lookback(run)
+    if len(a.dates) <= run.split.burn + 4:
+        raise UserError(
+            f"{pair}: {len(a.dates)} bars are too few: {run.split.burn} of burn-in, then train, validation and test"
+        )
+    borders = borders or split_borders(a.dates, run.split)
+    splits = split_spans(a.dates, borders, run.split.burn, embargo)
+    _check_lengths(pair, splits, session, run)
+
+    values = compute_features(a, b, run.features)
+    names = feature_names(run.features, intraday=per_session > 1)
+    train = splits["train"]
+    scaler = Scaler.fit(values[train.start : train.stop], names, run.features)
+    features = np.zeros(values.shape, np.float32)
+    first = lookback(run.features) - 1
+    features[first:] = scaler.apply(values[first:])
+
+    fill = np.stack([getattr(leg, run.data.fill) for leg in (a, b)], axis=1)
+    if run.data.fill == "close":
+        notes.append(f"{pair}: orders fill at closes, because data.fill is 'close'")
+    legs = fill[train.start + 1 : train.stop] / fill[train.start : train.stop - 1] - 1
+    for name, span in splits.items():
+        notes.append(f"{pair}: {name} {_day(a.dates[span.start])} .. {_day(a.dates[span.stop - 1])}, {span.rows} fills")
+    return PairMarket(
+        pair=pair,
+        dates=a.dates,
+        fill=fill,
+        close=np.stack([a.close, b.close], axis=1),
+        features=features,
+        scaler=scaler,
+        splits=splits,
+        bars_per_year=run.data.bars_per_year or infer_bars_per_year(a.dates),
+        session=session,
+        equal_weight_sd=float(np.log1p(legs.mean(axis=1)).std()),
+        notes=tuple(notes),
+    )
+
+
+def load_markets(run: RunConfig) -> dict[str, PairMarket]:
+    """All pairs of a run, from its data directory or the synthetic market, on common split borders."""
+    legs = {pair: _load_pair(pair, run) for pair in run.data.pairs}
+    longest = max((join_bars(a, b)[0].dates for a, b in legs.values()), key=len)
+    borders = split_borders(longest, run.split)
+    return {pair: build_market(pair, a, b, run, borders) for pair, (a, b) in legs.items()}
+
+
+def _load_pair(pair: str, run: RunConfig) -> tuple[Bars, Bars]:
+    if run.data.dir is None:
+        return synthetic_pair(pair, run.synthetic)
+    tickers = pair.split("/")
+    directory: Path = resolve_directory(run.data, [ticker for p in run.data.pairs for ticker in p.split("/")])
+    a, b = (load_bars(directory, ticker, run.data) for ticker in tickers)
+    return a, b
+
+
+def _check_lookback(run: RunConfig) -> None:
+    longest_lag = max(run.env.lag, *run.backtest.lags)
+    need = lookback(run.features) - 1 + longest_lag
+    if run.split.burn < need:
+        raise UserError(f"split.burn: {run.split.burn} is below {need} = longest feature window plus longest lag")
+
+
+def _check_lengths(pair: str, splits: dict[str, Span], session: np.ndarray, run: RunConfig) -> None:
+    span = splits["validation"]
+    seen = len(np.unique(session[span.start : max(span.start, span.stop - 1)]))
+    have = {"train": splits["train"].rows, "validation": seen, "test": splits["test"].rows}
+    need = {"train": MIN_TRAIN_BARS, "validation": run.pbt.window, "test": MIN_TEST_BARS}
+    for name in SPLITS:
+        if have[name] < need[name]:
+            unit = "sessions" if name == "validation" else "bars"
+            raise UserError(
+                f"{pair}: {len(session)} bars are too few: {name} has {have[name]} {unit} after burn-in and embargo "
+                f"and needs {need[name]}; give more history or other split.fractions"
+            )
+
+
+def _date(text: str, field: str) -> np.datetime64:
+    try:
+        return np.datetime64(text, "us")
+    except ValueError as error:
+        raise UserError(f"split.{field}: {text!r} is no ISO date, e.g. 2020-01-01") from error
+
+
+def _day(date: np.datetime64) -> Any:
+    return np.datetime_as_string(date, unit="D")
+
+
+def fitness_windows(sessions_seen: int, window: int, step: int) -> int:
+    """Number of rolling windows that fit into a span of sessions."""
+    return max(0, math.floor((sessions_seen - window) / step) + 1)

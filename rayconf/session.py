@@ -1,0 +1,203 @@
+"""Where a run runs: what the machine offers, what the run will take of it, and Ray's start and end.
+
+Ray and torch are imported only where they are used, so that a config can be read without either.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from rayconf.errors import UserError
+from rayconf.origins import HOME
+from rayconf.run_config import RunConfig
+from rayconf.sections import ResourcesConfig
+
+NAMESPACE = "pairpbt"
+DRIVER_MB = 1000
+SLOT_MB = 800
+
+# Ray reports usage over the network unless told not to; the other two only silence warnings.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run may use: CPUs and GPUs of this machine or, under ``start_ray``, of the whole cluster."""
+
+    cpus: int
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do and take, known before anything starts."""
+
+    pairs: int
+    """Number of pairs."""
+    members: int
+    """Members over all pairs."""
+    slots: int
+    """Actors that train side by side, each hosting members in turn."""
+    generations: int
+    """Generations per member."""
+    updates: int
+    """PPO updates over all members."""
+    batch: int
+    """Environment steps per PPO update."""
+    env_steps: int
+    """Environment steps of the whole run."""
+    idle_share: float
+    """Share of the slots' time spent waiting where one pair trains alone."""
+    memory_mb: int
+    """Estimated memory of driver, slots and object store in MB."""
+
+    def lines(self) -> tuple[str, ...]:
+        """The plan as text, one fact a line."""
+        each = self.members // self.pairs
+        return (
+            f"members    {self.members} ({self.pairs} {_plural('pair', self.pairs)} x {each})",
+            f"slots      {self.slots} training side by side; {self.idle_share:.0%} idle where one pair trains alone",
+            f"steps      {self.env_steps / 1e6:.1f} M ({self.generations} {_plural('generation', self.generations)}, "
+            f"{self.updates} updates of {self.batch:,})",
+            f"memory     about {self.memory_mb / 1000:.1f} GB",
+        )
+
+
+def plan(run: RunConfig, cpus: int, gpus: float = 0.0) -> Plan:
+    """What ``run`` will do on a machine with ``cpus`` CPUs and ``gpus`` GPUs.
+
+    Raises:
+        UserError: when the machine cannot host a single member.
+    """
+    members = len(run.data.pairs) * run.pbt.population
+    slots = min(members, cpus, _gpu_slots(run.resources, gpus))
+    if slots < 1:
+        raise UserError(
+            f"resources: no member fits on {cpus} CPUs and {gpus:g} GPUs with resources.gpus_per_member "
+            f"{run.resources.gpus_per_member:g}; a member needs one CPU and its share of a GPU"
+        )
+    rounds = -(-run.pbt.population // slots)
+    batch = run.ppo.num_envs * run.ppo.rollout_steps
+    updates = members * run.pbt.iterations
+    return Plan(
+        pairs=len(run.data.pairs),
+        members=members,
+        slots=slots,
+        generations=run.pbt.generations,
+        updates=updates,
+        batch=batch,
+        env_steps=updates * batch,
+        idle_share=1 - run.pbt.population / (rounds * slots),
+        memory_mb=DRIVER_MB + slots * SLOT_MB + run.resources.object_store_mb,
+    )
+
+
+def _plural(noun: str, count: int) -> str:
+    return noun if count == 1 else noun + "s"
+
+
+def _gpu_slots(resources: ResourcesConfig, gpus: float) -> int:
+    """Members that the GPUs can host; a member's share lies on one GPU. Without GPUs asked for: no bound."""
+    share = resources.gpus_per_member
+    return int(gpus) * int(1 / share + 1e-9) if share > 0 else 2**31
+
+
+def machine_resources(resources: ResourcesConfig) -> Machine:
+    """What this machine offers a run: ``resources.cpus`` or all that the process may use, and the GPUs if asked for.
+
+    Raises:
+        UserError: when a GPU is asked for and torch finds none.
+    """
+    cpus = resources.cpus or available_cpus()
+    if resources.gpus_per_member == 0:
+        return Machine(cpus)
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus == 0:
+        build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
+        raise UserError(
+            f"resources.gpus_per_member: {resources.gpus_per_member:g} asks for a GPU and torch {torch.__version__} "
+            f"({build}) finds none; set it to 0 to train on CPU"
+        )
+    return Machine(cpus, float(gpus))
+
+
+def available_cpus(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPUs this process may use: its affinity, and below that the quota of its container (cgroup v2 or v1)."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (cgroups / "cpu.max").read_text().split()
+        return cpus if quota == "max" else max(1, min(cpus, int(quota) // int(period)))
+    with contextlib.suppress(OSError, ValueError):
+        allowed = int((cgroups / "cpu" / "cpu.cfs_quota_us").read_text())
+        period_us = int((cgroups / "cpu" / "cpu.cfs_period_us").read_text())
+        return cpus if allowed <= 0 else max(1, min(cpus, allowed // period_us))
+    return cpus
+
+
+@contextlib.contextmanager
+def start_ray(resources: ResourcesConfig, address: str | None = None) -> Iterator[Machine]:
+    """Ray for the length of a ``with`` block; shut down on every way out, also on Ctrl-C and SIGTERM.
+
+    Without ``address`` Ray starts here with ``resources``, even where ``RAY_ADDRESS`` or another Ray invites
+    it to join; with one, it joins that cluster. Within the block SIGTERM raises ``SystemExit(143)``. Yields the
+    CPUs and GPUs that Ray has.
+
+    Raises:
+        UserError: when a GPU is asked for and there is none, or no Ray answers at ``address``.
+    """
+    machine = machine_resources(resources) if address is None else None
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    on_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        # Ray puts the driver's current folder first on every worker's path, whatever the driver's own path is;
+        # started from the rooms' folder, no file of the user's shadows a room in a worker.
+        with contextlib.chdir(HOME):
+            if machine is not None:
+                ray.init(
+                    address="local",
+                    num_cpus=machine.cpus,
+                    num_gpus=int(machine.gpus),
+                    object_store_memory=resources.object_store_mb * 2**20,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    namespace=NAMESPACE,
+                )
+            else:
+                try:
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace=NAMESPACE)
+                except (ConnectionError, ValueError) as error:
+                    raise UserError(
+                        f"--address: no Ray answers at {address!r}; start one with `ray start --head` "
+                        "or leave the flag out"
+                    ) from error
+        if on_main:
+            signal.signal(signal.SIGTERM, _terminate)
+        if machine is None:
+            offered = ray.cluster_resources()
+            machine = Machine(int(offered.get("CPU", 0)), float(offered.get("GPU", 0)))
+        yield machine
+    finally:
+        ray.shutdown()
+        if on_main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
