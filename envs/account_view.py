@@ -9,6 +9,11 @@ from envs.ledger import Fill
 
 DRAWDOWN_BOUND = 0.5
 """Log-drawdown beyond which the observation no longer distinguishes."""
+SMALLEST_MARK = 0.01
+"""Weights are shown over at least this share of the equity before the trade, so that an account that lies wiped out
+between two fills has finite weights."""
+TINY = 1e-9
+"""Keeps quotients and logarithms of an equity of zero finite."""
 
 
 class AccountView:
@@ -48,8 +53,8 @@ class AccountView:
     def reset_rows(self, rows: Tensor) -> None:
         """Open the accounts selected by the mask ``rows`` [B] anew."""
         if self._drawdown:
-            self._marks.extend([torch.where(rows, 0.0, mark) for mark in self._marks])
-            self._peak = torch.where(rows, 0.0, self._peak)
+            self._marks.extend([mark.masked_fill(rows, 0.0) for mark in self._marks])
+            self._peak = self._peak.masked_fill(rows, 0.0)
 
     def after(self, fill: Fill, move: Tensor) -> Tensor:
         """View [B, A] before the next decision.
@@ -61,13 +66,13 @@ class AccountView:
         marked = fill.marked_equity(move)
         weights = fill.weights
         if self._same_bar is not None or self._lag == 1:
-            value = marked.clamp(min=1e-9 * fill.equity.clamp(min=1e-9))
+            value = torch.maximum(marked, fill.equity.clamp(min=TINY) * SMALLEST_MARK)
             drifted = fill.held * (1 + move) / value.unsqueeze(1)
             weights = drifted if self._same_bar is None else torch.where(self._same_bar, drifted, weights)
         view = weights / self._leverage
         if not self._drawdown:
             return view
-        self._marks.append(marked.clamp(min=1e-9).log())
+        self._marks.append(marked.clamp(min=TINY).log())
         level = self._marks[0] if isinstance(self._lag, int) else self._per_row()
         self._peak = torch.maximum(self._peak, level)
         depth = (self._peak - level).clamp(max=DRAWDOWN_BOUND) / DRAWDOWN_BOUND

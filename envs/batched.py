@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from envs import ledger
 from envs.account_view import AccountView, account_size
-from envs.ledger import Account, Fill, Terms
+from envs.ledger import Account, Terms
 from envs.mapping import target_weights
 from envs.market import PairMarket
 from rayconf.run_config import RunConfig
@@ -62,9 +63,15 @@ class Reward:
         self._cvar = env.cvar_weight / (1 - TAIL)
         self._scale = 1 / equal_weight_sd
 
-    def __call__(self, fill: Fill, deepened: Tensor | None, tail_quantile: float) -> Tensor:
-        """[N] reward of a ledger step; ``deepened`` [N] is the growth of the maximum log-drawdown."""
-        growth = fill.log_growth
+    def __call__(self, growth: Tensor, turnover: Tensor, deepened: Tensor | None, tail_quantile: float) -> Tensor:
+        """[N] reward of a ledger step.
+
+        Args:
+            growth: [N] log-growth of the step.
+            turnover: [N] its turnover.
+            deepened: [N] growth of the episode's maximum log-drawdown, where that is the risk measure.
+            tail_quantile: Running quantile of the raw loss.
+        """
         if self._measure == "drawdown":
             assert deepened is not None
             risk = self._risk * deepened
@@ -73,7 +80,7 @@ class Reward:
         else:
             risk = 0.5 * self._risk * growth.square()
         tail = (-growth - tail_quantile).clamp(min=0)
-        return self._scale * (growth - risk - self._turnover * fill.turnover.square() - self._cvar * tail)
+        return self._scale * (growth - risk - self._turnover * turnover.square() - self._cvar * tail)
 
 
 def training_terms(run: RunConfig) -> Terms:
@@ -109,11 +116,8 @@ class BatchedPairTrading:
         self.num_envs = num_envs
         self.observation_dim = observation_dim(market, run)
         self._features = tensor(market.features)
-        self._returns, self._moves, self._years = (
-            tensor(market.returns),
-            tensor(market.moves),
-            tensor(market.years),
-        )
+        # one gather a step: both legs' returns to the next fill, both legs' moves to the close, years to the next fill
+        self._bars = tensor(np.column_stack((market.returns, market.moves[:-1], market.years)))
         self._lag, self._mapping, self._leverage = run.env.lag, run.env.mapping, run.costs.leverage
         self._episode_bars = run.env.episode_bars
         span = market.splits["train"]
@@ -123,7 +127,7 @@ class BatchedPairTrading:
         self._drawdown = uses_drawdown(run)
         self._view = AccountView(num_envs, self._lag, self._leverage, self._drawdown, dtype, device)
         self._generator, self._dtype, self._device = generator, dtype, device
-        self.tail_quantile = _equal_weight_tail(market)
+        self.tail_quantile = equal_weight_tail(market)
 
     def reset(self) -> Tensor:
         """Fresh accounts at random bars, their episode clocks staggered; observations [N, D]."""
@@ -139,19 +143,21 @@ class BatchedPairTrading:
         """Trade on actions [N, 2] in [-1, 1] and earn one bar."""
         k = self._bar + self._lag
         target = target_weights(action, self._mapping, self._leverage)
-        self._account, fill = ledger.step(self._account, target, self._returns[k], self._years[k], self._terms)
-        reward = self._reward(fill, self._deepen(fill), self.tail_quantile)
+        returns, moves, years = self._bars.index_select(0, k).split_with_sizes((2, 2, 1), dim=1)
+        self._account, fill = ledger.step(self._account, target, returns, years.squeeze(1), self._terms)
+        log_growth = fill.log_growth
+        reward = self._reward(log_growth, fill.turnover, self._deepen(log_growth), self.tail_quantile)
 
         self._bar, self._age = self._bar + 1, self._age + 1
         terminated = self._account.ruined
         truncated = ((self._age >= self._episode_bars) | (self._bar > self._last)) & ~terminated
-        observation = self._observe(self._view.after(fill, self._moves[k]))
+        observation = self._observe(self._view.after(fill, moves))
         done = terminated | truncated
         final = None
         if bool(done.any()):
             final = observation
             observation = self._restart(done, observation)
-        return Step(observation, reward, terminated, truncated, final, fill.log_growth)
+        return Step(observation, reward, terminated, truncated, final, log_growth)
 
     def observe_tail(self, log_growth: Tensor) -> None:
         """Move the tail quantile towards that of a rollout's raw losses [T, N]."""
@@ -159,17 +165,17 @@ class BatchedPairTrading:
         self.tail_quantile += TAIL_RATE * (target - self.tail_quantile)
 
     def _observe(self, view: Tensor) -> Tensor:
-        return torch.cat((self._features[self._bar], view), dim=1)
+        return torch.cat((self._features.index_select(0, self._bar), view), dim=1)
 
     def _starts(self) -> Tensor:
         latest = max(self._first, self._last - self._episode_bars + 1)
         starts = torch.randint(self._first, latest + 1, (self.num_envs,), generator=self._generator)
         return starts.to(self._device)
 
-    def _deepen(self, fill: Fill) -> Tensor | None:
+    def _deepen(self, log_growth: Tensor) -> Tensor | None:
         if not self._drawdown:
             return None
-        self._log_equity = self._log_equity + fill.log_growth
+        self._log_equity = self._log_equity + log_growth
         self._log_peak = torch.maximum(self._log_peak, self._log_equity)
         depth = torch.maximum(self._depth, self._log_peak - self._log_equity)
         deepened, self._depth = depth - self._depth, depth
@@ -179,22 +185,21 @@ class BatchedPairTrading:
         account, fresh = self._account, self._fresh
         self._account = Account(
             equity=torch.where(done, fresh.equity, account.equity),
-            holdings=torch.where(done.unsqueeze(1), fresh.holdings, account.holdings),
+            holdings=account.holdings.masked_fill(done.unsqueeze(1), 0.0),
             start=account.start,
             ruined=account.ruined & ~done,
         )
         self._bar = torch.where(done, self._starts(), self._bar)
-        self._age = torch.where(done, 0, self._age)
+        self._age = self._age.masked_fill(done, 0)
         if self._drawdown:
             self._log_equity, self._log_peak, self._depth = (
-                torch.where(done, 0.0, level) for level in (self._log_equity, self._log_peak, self._depth)
+                level.masked_fill(done, 0.0) for level in (self._log_equity, self._log_peak, self._depth)
             )
         self._view.reset_rows(done)
-        width = self._features.shape[1]
-        account_part = torch.where(done.unsqueeze(1), 0.0, observation[:, width:])
-        return torch.cat((self._features[self._bar], account_part), dim=1)
+        seen = observation[:, self._features.shape[1] :]
+        return self._observe(seen.masked_fill(done.unsqueeze(1), 0.0))
 
 
-def _equal_weight_tail(market: PairMarket) -> float:
+def equal_weight_tail(market: PairMarket) -> float:
     """The tail quantile to start from: that of equal weight's training losses, as for a Gaussian."""
     return 1.645 * market.equal_weight_sd

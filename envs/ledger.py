@@ -106,11 +106,16 @@ class Fill:
 
     def marked_equity(self, move: Tensor) -> Tensor:
         """[B] equity when the legs have moved by ``move`` [B, 2] (simple returns) since the fill."""
-        return self.equity - self.cost - self.interest + (self.held[:, 0] * move[:, 0] + self.held[:, 1] * move[:, 1])
+        return self.equity - self.cost - self.interest + _sum_legs(self.held * move)
+
+
+def _sum_legs(values: Tensor) -> Tensor:
+    a, b = values.unbind(1)
+    return a + b
 
 
 def _share(amount: Tensor, equity: Tensor) -> Tensor:
-    return torch.where(equity > 0, amount / equity, torch.zeros_like(amount))
+    return (amount / equity).masked_fill(equity <= 0, 0.0)
 
 
 def open_accounts(batch: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Account:
@@ -138,34 +143,32 @@ def step(account: Account, target: Tensor, returns: Tensor, dt: Tensor | float, 
         The account at the next fill, and what the step did.
     """
     equity = account.equity
-    gross = target[:, 0].abs() + target[:, 1].abs()
-    shrink = (terms.leverage / gross).clamp(max=1)
-    weights = torch.where(account.ruined.unsqueeze(1), 0.0, target * shrink.unsqueeze(1))
+    # gross / limit, not limit / gross: torch turns the latter into a reciprocal when the limit is a plain number,
+    # and a row with its own limit would differ in the last bit
+    excess = (_sum_legs(target.abs()) / terms.leverage).clamp(min=1)
+    weights = (target / excess.unsqueeze(1)).masked_fill(account.ruined.unsqueeze(1), 0.0)
     held = weights * equity.unsqueeze(1)
 
-    delta = (held - account.holdings).abs()
-    traded = delta[:, 0] + delta[:, 1]
+    traded = _sum_legs((held - account.holdings).abs())
     cost = traded * terms.cost
 
-    longs, shorts = held.clamp(min=0), (-held).clamp(min=0)
-    shorted = shorts[:, 0] + shorts[:, 1]
-    exposed = longs[:, 0] + longs[:, 1]
+    longs = held.clamp(min=0)
+    exposed, shorted = _sum_legs(longs), _sum_legs(longs - held)
     if terms.gross_financing:
         exposed = exposed + shorted
     interest = (terms.borrow_rate * (exposed - equity).clamp(min=0) + terms.short_rate * shorted) * dt
 
     earned = held * returns
-    after = equity - cost - interest + (earned[:, 0] + earned[:, 1])
+    after = equity - cost - interest + _sum_legs(earned)
     drifted = held + earned
 
     ruin = (after <= terms.ruin_fraction * account.start) & ~account.ruined
-    closing = drifted.abs()
-    closed = (after - (closing[:, 0] + closing[:, 1]) * terms.cost).clamp(min=0)
+    closed = (after - _sum_legs(drifted.abs()) * terms.cost).clamp(min=0)
     after = torch.where(ruin, closed, after)
     ruined = account.ruined | ruin
-    drifted = torch.where(ruined.unsqueeze(1), 0.0, drifted)
+    drifted = drifted.masked_fill(ruined.unsqueeze(1), 0.0)
 
-    growth = torch.where(equity > 0, after / equity, torch.ones_like(after))
+    growth = (after / equity).masked_fill(equity <= 0, 1.0)
     return (
         Account(equity=after, holdings=drifted, start=account.start, ruined=ruined),
         Fill(

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from envs.bars import Bars, infer_bars_per_year, join_bars, load_bars, resolve_directory, sessions
+from envs.bars import Bars, infer_bars_per_year, is_intraday, join_bars, load_bars, resolve_directory, sessions
 from envs.features import compute_features, feature_names, lookback
 from envs.scaler import Scaler
 from envs.synthetic import synthetic_pair
@@ -74,19 +75,13 @@ class PairMarket:
 
     @property
     def sessions_per_year(self) -> float:
-        """Sessions per year for annualising session returns."""
-        return 365.0 if self.trades_weekends else 252.0
-
-    @property
-    def trades_weekends(self) -> bool:
-        """Whether the market never closes."""
-        weekday = (self.dates.astype("datetime64[D]").astype(np.int64) + 3) % 7
-        return bool(np.mean(weekday >= 5) > 0.1)
+        """Sessions per year for annualising session returns: 252, or 365 for a market that never closes."""
+        return self.bars_per_year / float(np.median(np.bincount(self.session)))
 
     @property
     def intraday(self) -> bool:
-        """Whether sessions hold more than one bar."""
-        return bool(self.session[-1] + 1 < len(self.session))
+        """Whether the typical session has more than one bar."""
+        return is_intraday(self.dates)
 
 
 class Borders(NamedTuple):
@@ -96,8 +91,12 @@ class Borders(NamedTuple):
     test: np.datetime64
 
 
-def split_borders(dates: np.ndarray, split: SplitConfig) -> Borders:
-    """Borders from the config's dates, or from its fractions of the given (longest pair's) dates [T]."""
+def split_borders(pair: str, dates: np.ndarray, split: SplitConfig) -> Borders:
+    """Borders from the config's dates, or from its fractions of the dates [T] of ``pair``, the longest of the run.
+
+    Raises:
+        UserError: If the dates are unusable or the pair is shorter than the burn-in.
+    """
     if split.validation_start is not None and split.test_start is not None:
         borders = Borders(_date(split.validation_start, "validation_start"), _date(split.test_start, "test_start"))
         if borders.validation >= borders.test:
@@ -106,9 +105,11 @@ def split_borders(dates: np.ndarray, split: SplitConfig) -> Borders:
             )
         return borders
     usable = len(dates) - split.burn
-    first, second = (int(usable * share) for share in np.cumsum(split.fractions)[:2])
     if usable < 4:
-        raise UserError(f"{len(dates)} bars are too few: split.burn alone takes {split.burn}")
+        raise UserError(
+            f"{pair}: {len(dates)} bars are too few: {split.burn} of burn-in, then train, validation and test"
+        )
+    first, second = (int(usable * share) for share in np.cumsum(split.fractions)[:2])
     return Borders(dates[split.burn + first], dates[split.burn + second])
 
 
@@ -136,11 +137,7 @@ def build_market(pair: str, a: Bars, b: Bars, run: RunConfig, borders: Borders |
     if embargo is None:
         embargo = EMBARGO_BARS if per_session == 1 else EMBARGO_SESSIONS * per_session
     _check_lookback(run)
-    if len(a.dates) <= run.split.burn + 4:
-        raise UserError(
-            f"{pair}: {len(a.dates)} bars are too few: {run.split.burn} of burn-in, then train, validation and test"
-        )
-    borders = borders or split_borders(a.dates, run.split)
+    borders = borders or split_borders(pair, a.dates, run.split)
     splits = split_spans(a.dates, borders, run.split.burn, embargo)
     _check_lengths(pair, splits, session, run)
 
@@ -176,8 +173,9 @@ def build_market(pair: str, a: Bars, b: Bars, run: RunConfig, borders: Borders |
 def load_markets(run: RunConfig) -> dict[str, PairMarket]:
     """All pairs of a run, from its data directory or the synthetic market, on common split borders."""
     legs = {pair: _load_pair(pair, run) for pair in run.data.pairs}
-    longest = max((join_bars(a, b)[0].dates for a, b in legs.values()), key=len)
-    borders = split_borders(longest, run.split)
+    dates = {pair: join_bars(a, b)[0].dates for pair, (a, b) in legs.items()}
+    longest = max(dates, key=lambda pair: len(dates[pair]))
+    borders = split_borders(longest, dates[longest], run.split)
     return {pair: build_market(pair, a, b, run, borders) for pair, (a, b) in legs.items()}
 
 
@@ -213,7 +211,7 @@ def _check_lengths(pair: str, splits: dict[str, Span], session: np.ndarray, run:
 
 def _date(text: str, field: str) -> np.datetime64:
     try:
-        return np.datetime64(text, "us")
+        return np.datetime64(datetime.fromisoformat(text).replace(tzinfo=None), "us")
     except ValueError as error:
         raise UserError(f"split.{field}: {text!r} is no ISO date, e.g. 2020-01-01") from error
 

@@ -8,7 +8,7 @@ import torch
 
 from envs import ledger
 from envs.account_view import AccountView
-from envs.batched import Reward, observation_dim, training_terms, uses_drawdown
+from envs.batched import Reward, equal_weight_tail, observation_dim, training_terms, uses_drawdown
 from envs.ledger import Terms
 from envs.mapping import round_targets, target_weights
 from envs.market import SPLITS, PairMarket
@@ -18,9 +18,9 @@ from rayconf.run_config import RunConfig
 class PairTradingEnv(gym.Env[np.ndarray, np.ndarray]):
     """One account trading one pair, in float64.
 
-    On ``train`` an episode starts at a random bar, lasts ``env.episode_bars`` and pays training costs. On
-    ``validation`` and ``test`` it is the whole split from its first bar under the run's real costs, with
-    targets rounded as in evaluation: stepping it is the backtest, to the last bit.
+    On ``train`` an episode starts at a random bar, lasts ``env.episode_bars`` and pays training costs; observations
+    are float32. On ``validation`` and ``test`` it is the whole split from its first bar under the run's real costs,
+    with float64 observations and targets rounded as in evaluation: stepping it is the backtest, to the last bit.
 
     Action: two numbers in [-1, 1]; see ``env.mapping``. Observation: features of the bar, then the account
     marked at its close. Reward: the shaped reward in training standard deviations of equal weight.
@@ -42,9 +42,10 @@ class PairTradingEnv(gym.Env[np.ndarray, np.ndarray]):
             torch.tensor(array) for array in (market.returns, market.moves, market.years)
         )
         self._view = AccountView(1, self._lag, run.costs.leverage, uses_drawdown(run), torch.float64)
-        self.tail_quantile = 0.0
+        self.tail_quantile = equal_weight_tail(market)
+        self._float = np.float32 if self._training else np.float64
         self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (observation_dim(market, run),), np.float32)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (observation_dim(market, run),), self._float)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -72,7 +73,8 @@ class PairTradingEnv(gym.Env[np.ndarray, np.ndarray]):
         self._account, fill = ledger.step(
             self._account, target, self._returns[k : k + 1], self._years[k : k + 1], self._terms
         )
-        reward = float(self._reward(fill, self._deepen(float(fill.log_growth)), self.tail_quantile))
+        deepened = self._deepen(float(fill.log_growth))
+        reward = float(self._reward(fill.log_growth, fill.turnover, deepened, self.tail_quantile))
         self._seen = self._view.after(fill, self._moves[k : k + 1])
         self._bar, self._age = self._bar + 1, self._age + 1
         terminated = bool(self._account.ruined)
@@ -97,7 +99,7 @@ class PairTradingEnv(gym.Env[np.ndarray, np.ndarray]):
         return torch.tensor([deepened], dtype=torch.float64)
 
     def _observation(self) -> np.ndarray:
-        return np.concatenate((self._market.features[self._bar], self._seen[0].numpy())).astype(np.float32)
+        return np.concatenate((self._market.features[self._bar], self._seen[0].numpy()), dtype=self._float)
 
     def _date(self, bar: int) -> str:
         return str(self._market.dates[bar])

@@ -1,7 +1,7 @@
 """Evaluation and backtest: one continuous account per row through a span, from cash, in float64."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from envs import ledger
 from envs.account_view import AccountView
-from envs.ledger import Terms
+from envs.ledger import Fill, Terms
 from envs.market import PairMarket, Span
 
 Decide = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -41,7 +41,7 @@ class Replay:
         return np.abs(self.weight[..., 0]) + np.abs(self.weight[..., 1])
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def replay(
     market: PairMarket,
     spans: Span | list[Span],
@@ -71,8 +71,8 @@ def replay(
     count = rows[0].rows
     if any(span.rows != count for span in rows):
         raise ValueError("all spans of a replay must have the same length")
-    features = torch.from_numpy(np.array(market.features)).double()
-    returns, moves, years = (torch.tensor(x) for x in (market.returns, market.moves, market.years))
+    features = torch.tensor(market.features)
+    bars = torch.from_numpy(np.column_stack((market.returns, market.moves[:-1], market.years)))
     view = AccountView(batch, lag, leverage, drawdown, torch.float64)
     seen = view.reset()
     account = ledger.open_accounts(batch)
@@ -81,25 +81,23 @@ def replay(
     for i in range(count):
         k = starts + i
         t = k - lag
-        target = decide(t, features[t], seen)
-        account, fill = ledger.step(account, target, returns[k], years[k], terms)
-        seen = view.after(fill, moves[k])
+        target = decide(t, features.index_select(0, t).double(), seen)
+        returns, moves, years = bars.index_select(0, k).split_with_sizes((2, 2, 1), dim=1)
+        account, fill = ledger.step(account, target, returns, years.squeeze(1), terms)
+        seen = view.after(fill, moves)
         fills.append(fill)
         targets.append(target)
         equity[i] = account.equity
-    bars = starts.unsqueeze(0) + torch.arange(count).unsqueeze(1)
-
-    def column(name: str) -> np.ndarray:
-        return torch.stack([getattr(fill, name) for fill in fills]).numpy()
-
+    record = Fill(**{field.name: torch.stack([getattr(fill, field.name) for fill in fills]) for field in fields(Fill)})
+    fill_bar = starts.unsqueeze(0) + torch.arange(count).unsqueeze(1)
     return Replay(
-        fill_bar=bars.numpy(),
-        decision_bar=(bars - torch.as_tensor(lag)).numpy(),
+        fill_bar=fill_bar.numpy(),
+        decision_bar=(fill_bar - torch.as_tensor(lag)).numpy(),
         target=torch.stack(targets).numpy(),
-        weight=column("weights"),
-        turnover=column("turnover"),
-        trading_cost=column("trading_cost"),
-        financing=column("financing"),
-        net_return=column("net_return"),
+        weight=record.weights.numpy(),
+        turnover=record.turnover.numpy(),
+        trading_cost=record.trading_cost.numpy(),
+        financing=record.financing.numpy(),
+        net_return=record.net_return.numpy(),
         equity=equity.numpy(),
     )

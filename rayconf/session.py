@@ -22,13 +22,6 @@ NAMESPACE = "pairpbt"
 DRIVER_MB = 1000
 SLOT_MB = 800
 
-# Ray reports usage over the network unless told not to; the other two only silence warnings.
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "0",
-}
-
 
 @dataclass(frozen=True)
 class Machine:
@@ -158,8 +151,8 @@ def start_ray(resources: ResourcesConfig, address: str | None = None) -> Iterato
         UserError: when a GPU is asked for and there is none, or no Ray answers at ``address``.
     """
     machine = machine_resources(resources) if address is None else None
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    # Some builds of Ray report usage over the network unless told not to.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     on_main = threading.current_thread() is threading.main_thread()

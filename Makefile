@@ -1,0 +1,59 @@
+# Everything runs in .venv, which the first target that needs it creates and installs from constraints.txt.
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+FOLDERS := rayconf envs algos pbt analysis tests benchmarks
+CACHES := build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+export RAY_USAGE_STATS_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench clean
+
+help:  ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: $(STAMP)  ## Create .venv with the pinned versions (a minute or two)
+
+demo: $(STAMP)  ## Train, backtest and report on the embedded market
+	@$(PY) -c "import torch; cuda = torch.version.cuda; \
+	  print('torch', torch.__version__.split('+')[0], f'(CUDA {cuda} build)' if cuda else '(CPU build)')"
+	@$(PY) -m pbt.launch
+
+test: export OMP_NUM_THREADS := 1
+test: $(STAMP)  ## Run all tests
+	@$(PY) -m pytest
+
+lint: $(STAMP)  ## Check style, formatting and types
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+	@$(PY) -m mypy
+
+format: $(STAMP)  ## Mend what can be mended by machine
+	@$(PY) -m ruff check --fix
+	@$(PY) -m ruff format
+
+bench: $(STAMP)  ## Run every benchmark (minutes each)
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+
+clean:  ## Remove build products and caches; .venv and runs stay
+	@rm -rf $(CACHES)
+	@find $(FOLDERS) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# As variables the lock also binds the backends that pip calls to build a package.
+$(STAMP): export PIP_CONSTRAINT := constraints.txt
+$(STAMP): export PIP_BUILD_CONSTRAINT := constraints.txt
+$(STAMP): pyproject.toml constraints.txt | $(PY)
+	@echo "Installing the pinned versions into $(VENV) ..."
+	@$(PY) -m pip install -qq --disable-pip-version-check -e ".[test]"
+	@touch $@
+
+# A name on the path may be a shim that runs nothing, and a system Python may lack venv: ask each one.
+$(PY):
+	@for candidate in $(PYTHON) python3.11 python3.12 python3 python; do \
+	  if $$candidate -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then \
+	    echo "Creating $(VENV) with $$($$candidate --version)"; exec $$candidate -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "make: no usable Python 3.11 or 3.12 with venv found; install one (Debian: python3.11-venv) or name it:" \
+	  "make PYTHON=/path/to/python3.11 ..." >&2; exit 1

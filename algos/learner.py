@@ -1,0 +1,286 @@
+"""The Learner: stock PPO's loss, our order of minibatches, learning rate, clipping and averaged weights."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.learner import ENTROPY_KEY, POLICY_LOSS_KEY, VF_LOSS_KEY
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.metrics import (
+    ALL_MODULES,
+    NUM_ENV_STEPS_TRAINED,
+    NUM_ENV_STEPS_TRAINED_LIFETIME,
+    NUM_MODULE_STEPS_TRAINED,
+    NUM_MODULE_STEPS_TRAINED_LIFETIME,
+    WEIGHTS_SEQ_NO,
+)
+from torch import Tensor
+
+from algos.module import ActorCritic
+from algos.optimizers import WeightAverage, build_optimizers, optimizer_tensors, schedule_factor
+from rayconf.keys import torch_seed
+
+EXTRAS = "pair_ppo"
+"""Component of the learner's state that holds the schedule's step and the averaged weights."""
+KL, CLIP_FRACTION, GRAD_NORM, LR_FIRST_STEP = "kl", "clip_fraction", "grad_norm", "lr_first_step"
+SKIPPED_STEPS = "skipped_steps"
+"""Gradient steps left out because a gradient was not finite."""
+
+
+class PairPPOLearner(PPOTorchLearner):
+    """``PPOTorchLearner`` with its loss untouched.
+
+    What differs from stock PPO, and why:
+
+    - Every epoch, the first too, follows a permutation drawn from a keyed generator; the stock iterator leaves
+      the first epoch in order and draws from numpy's global one.
+    - The learning rate comes from the config and the schedule's step, and is written into the optimizers before
+      each gradient step. Stock RLlib restores the checkpoint's rate and keeps it for a whole update.
+    - Gradients are clipped by the norm over the whole module, also with two optimizers.
+    - A gradient that is not finite leaves weights and optimizers as they are and is counted.
+    - Evaluation weights are a bias-corrected moving average, moved after each gradient step.
+    - Losses are kept as tensors and reported once per update.
+    """
+
+    metrics: Any
+
+    def build(self) -> None:
+        """Build module and optimizers, then what hangs on them."""
+        if self._is_built:
+            return
+        torch.set_num_threads(self.config.torch_threads)
+        self._own_optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._lr_first_step = math.nan
+        super().build()
+        self._weights = list(self._net.parameters())
+        self._average = WeightAverage(self._weights, self.config.ema_half_life)
+        self._step = 0
+        self._order = torch.Generator()
+        self._losses = _Losses()
+        self._start_report()
+        self.reseed(self.config.stream_key)
+
+    @property
+    def _net(self) -> ActorCritic:
+        return self.module[DEFAULT_MODULE_ID].unwrapped()
+
+    def reseed(self, key: int) -> None:
+        """Restart the order of minibatches from ``key``."""
+        self._order.manual_seed(torch_seed(key, "minibatches", self._learner_index))
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """Register the optimizers without a schedule of RLlib's: the rate is ours to set, see the class."""
+        net = self.module[module_id].unwrapped()
+        self._own_optimizers = build_optimizers(
+            net, config.optimizer_kind, config.lr, config.muon_ratio, config.weight_decay
+        )
+        for name, optimizer in self._own_optimizers.items():
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            self.register_optimizer(module_id=module_id, optimizer_name=name, optimizer=optimizer, params=params)
+
+    def _create_iterator_if_necessary(
+        self,
+        *,
+        training_data: TrainingData,
+        num_total_minibatches: int = 0,
+        num_epochs: int = 1,
+        minibatch_size: int | None = None,
+        shuffle_batch_per_epoch: bool = True,
+        **kwargs: Any,
+    ) -> Iterator[MultiAgentBatch]:
+        columns = self._make_batch_if_necessary(training_data=training_data)[DEFAULT_MODULE_ID]
+        rows = len(columns)
+        parts = -(-rows // (minibatch_size or rows))
+        for epoch in range(num_epochs):
+            self._last_epoch = epoch == num_epochs - 1
+            order = torch.randperm(rows, generator=self._order).to(self._device)
+            for index in order.tensor_split(parts):  # equal to one row, so that no step is left a remnant
+                minibatch = {name: column.index_select(0, index) for name, column in columns.items()}
+                yield MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(minibatch)}, env_steps=len(index))
+
+    def compute_loss_for_module(
+        self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
+    ) -> Tensor:
+        """Stock PPO's loss, its statistics kept aside instead of logged one by one."""
+        logger: Any = self.metrics
+        self.metrics = self._losses
+        try:
+            loss = super().compute_loss_for_module(module_id=module_id, config=config, batch=batch, fwd_out=fwd_out)
+        finally:
+            self.metrics = logger
+        if self._last_epoch:
+            self._observe_change(config.clip_param, batch, fwd_out[Columns.ACTION_DIST_INPUTS].detach())
+        return loss
+
+    @torch.no_grad()
+    def _observe_change(self, clip: float, batch: dict[str, Any], inputs: Tensor) -> None:
+        distribution = self._net.action_dist_cls
+        new = distribution.from_logits(inputs)
+        old = distribution.from_logits(batch[Columns.ACTION_DIST_INPUTS])
+        ratio = torch.exp(new.logp(batch[Columns.ACTIONS]) - batch[Columns.ACTION_LOGP])
+        self._kl.append(old.kl(new).mean())
+        self._clipped.append(((ratio - 1).abs() > clip).float().mean())
+
+    def postprocess_gradients(self, gradients_dict: dict[Any, Tensor]) -> dict[Any, Tensor]:
+        """Clip to ``grad_clip`` by the norm over all gradients of the module."""
+        limit = self.config.grad_clip
+        self._norm = torch.nn.utils.clip_grad_norm_(
+            self._weights, float("inf") if limit is None else limit, foreach=True
+        )
+        return gradients_dict
+
+    def apply_gradients(self, gradients_dict: dict[Any, Tensor]) -> None:
+        """One gradient step at the rate that config and schedule ask for now."""
+        norm = float(self._norm)
+        if not math.isfinite(norm):
+            self._skipped += 1
+            return
+        self._norms.append(norm)
+        self._impose_learning_rate()
+        if math.isnan(self._lr_first_step):
+            self._lr_first_step = float(self._own_optimizers["adamw"].param_groups[0]["lr"])
+        for optimizer in self._own_optimizers.values():
+            optimizer.step()
+        self._step += 1
+        self._average.update()
+
+    def _impose_learning_rate(self) -> None:
+        config = self.config
+        rate = config.lr * schedule_factor(
+            self._step,
+            config.total_updates * config.steps_per_update,
+            config.warmup_fraction,
+            config.floor_fraction,
+            config.lr_schedule_kind,
+        )
+        for name, optimizer in self._own_optimizers.items():
+            self._set_optimizer_lr(optimizer, rate * config.muon_ratio if name == "muon" else rate)
+
+    def _start_report(self) -> None:
+        self._losses.rows.clear()
+        self._kl: list[Tensor] = []
+        self._clipped: list[Tensor] = []
+        self._norms: list[float] = []
+        self._skipped, self._trained, self._last_epoch = 0, 0, False
+        self._lr_first_step = math.nan
+
+    def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        """Begin the report and put the config's learning rate in force."""
+        super().before_gradient_based_update(timesteps=timesteps)
+        self._start_report()
+        self._impose_learning_rate()
+
+    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        """Report the update: means over its minibatches."""
+        super().after_gradient_based_update(timesteps=timesteps)
+        report: dict[str, Any] = self._losses.means()
+        report[KL] = torch.stack(self._kl).mean()
+        report[CLIP_FRACTION] = torch.stack(self._clipped).mean()
+        report[GRAD_NORM] = sum(self._norms) / len(self._norms) if self._norms else 0.0
+        report[LR_FIRST_STEP] = self._lr_first_step
+        report[SKIPPED_STEPS] = self._skipped
+        report[WEIGHTS_SEQ_NO] = self._weights_seq_no
+        self.metrics.log_dict(report, key=DEFAULT_MODULE_ID, window=1)
+        for name in (NUM_MODULE_STEPS_TRAINED, NUM_ENV_STEPS_TRAINED):
+            self.metrics.log_value((ALL_MODULES, name), self._trained, reduce="sum")
+        for name in (NUM_MODULE_STEPS_TRAINED_LIFETIME, NUM_ENV_STEPS_TRAINED_LIFETIME):
+            self.metrics.log_value((ALL_MODULES, name), self._trained, reduce="lifetime_sum")
+
+    def _log_metrics(self, batch: MultiAgentBatch) -> None:
+        return  # once per update is enough, see after_gradient_based_update
+
+    def _log_steps_trained_metrics(self, batch: MultiAgentBatch) -> None:
+        self._trained += batch.env_steps()
+
+    def training_tensors(self) -> dict[str, Tensor]:
+        """The live tensors that training goes on from, by name: weights, optimizers, averaged weights."""
+        names = [name for name, _ in self._net.named_parameters()]
+        tensors = {f"module/{name}": p.detach() for name, p in zip(names, self._weights, strict=True)}
+        for name, tensor in optimizer_tensors(self._own_optimizers, self._net).items():
+            tensors[f"optimizer/{name}"] = tensor
+        for name, tensor in zip(names, self._average.average, strict=True):
+            tensors[f"ema/{name}"] = tensor
+        return tensors
+
+    def export_training_state(self) -> dict[str, Tensor]:
+        """``training_tensors`` and the counters as CPU copies."""
+        state = {name: tensor.cpu().clone() for name, tensor in self.training_tensors().items()}
+        state["schedule/steps"] = torch.tensor(self._step, dtype=torch.int64)
+        state["ema_weight"] = torch.tensor(self._average.weight, dtype=torch.float64)
+        return state
+
+    @torch.no_grad()
+    def import_training_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from another learner's ``export_training_state``, under this learner's hyperparameters.
+
+        Raises:
+            ValueError: If names or shapes differ from this learner's own, naming one.
+        """
+        own = self.training_tensors()
+        expected = {*own, "schedule/steps", "ema_weight"}
+        if odd := sorted(expected ^ set(state)):
+            raise ValueError(
+                f"training state does not fit: {odd[0]} is {'missing' if odd[0] in expected else 'not expected'}"
+            )
+        for name, tensor in own.items():
+            if tensor.shape != state[name].shape:
+                raise ValueError(f"training state does not fit: {name} has shape {tuple(state[name].shape)}")
+            tensor.copy_(state[name])
+        self._step = int(state["schedule/steps"])
+        self._average.weight = float(state["ema_weight"])
+
+    def evaluation_weights(self) -> dict[str, Tensor]:
+        """Bias-corrected averaged weights by parameter name, CPU copies."""
+        names = [name for name, _ in self._net.named_parameters()]
+        return {name: w.cpu() for name, w in zip(names, self._average.corrected(), strict=True)}
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """RLlib's state and, unless excluded, the schedule's step and the averaged weights."""
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(EXTRAS, components, not_components):
+            own = self.export_training_state()
+            state[EXTRAS] = {
+                name: tensor.numpy() for name, tensor in own.items() if not name.startswith(("module/", "optimizer/"))
+            }
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take over a state. Weights always, also from a checkpoint of fewer updates than one's own."""
+        self._weights_seq_no = 0
+        super().set_state(state)
+        extras = state.get(EXTRAS)
+        if extras is not None:
+            own = self.training_tensors()
+            loaded = {name: torch.as_tensor(value) for name, value in extras.items()}
+            self.import_training_state({**{k: v.clone() for k, v in own.items()}, **loaded})
+
+    def _set_optimizer_state(self, state: dict[str, Any]) -> None:
+        own = {
+            name: [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+            for name, optimizer in self._own_optimizers.items()
+        }
+        super()._set_optimizer_state(state)
+        for name, groups in own.items():  # a checkpoint brings moments, never hyperparameters
+            for group, mine in zip(self._own_optimizers[name].param_groups, groups, strict=True):
+                group.update(mine)
+
+
+class _Losses:
+    """Stands in for the metrics logger while stock PPO computes its loss: keeps tensors, reduces once."""
+
+    NAMES = (POLICY_LOSS_KEY, VF_LOSS_KEY, ENTROPY_KEY, "vf_explained_var")
+
+    def __init__(self) -> None:
+        self.rows: list[list[Tensor]] = []
+
+    def log_dict(self, values: dict[str, Any], **kwargs: Any) -> None:
+        self.rows.append([values[name].detach() for name in self.NAMES])
+
+    def means(self) -> dict[str, Tensor]:
+        columns = torch.stack([torch.stack(row) for row in self.rows]).mean(dim=0)
+        return dict(zip(self.NAMES, columns.unbind(), strict=True))

@@ -1,0 +1,50 @@
+"""One market per process: built once from the run, or handed in by a caller that already holds it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from envs.market import PairMarket, load_markets
+from rayconf.errors import UserError
+from rayconf.run_config import RunConfig
+
+# The sections that decide what a market looks like. Penalties and costs are left out on purpose: they
+# mutate from generation to generation, the market does not.
+_SECTIONS = ("data", "synthetic", "split", "features")
+
+_MARKETS: dict[tuple[str, str], PairMarket] = {}
+
+
+def market_key(run: RunConfig) -> str:
+    """Digest of everything in the run that its markets depend on."""
+    parts: dict[str, Any] = {name: getattr(run, name).model_dump(mode="json") for name in _SECTIONS}
+    parts["lag"] = run.env.lag
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def run_of(env_config: Mapping[str, Any]) -> RunConfig:
+    """The run described by ``env_config["run"]``."""
+    return RunConfig.model_validate(env_config["run"])
+
+
+def market_for(env_config: Mapping[str, Any]) -> PairMarket:
+    """The market of ``env_config["pair"]`` under ``env_config["run"]``, loaded at most once per process.
+
+    All pairs of the run are loaded together, because the borders of the splits are common to them.
+
+    Raises:
+        UserError: If the pair is not one of the run's.
+    """
+    run, pair = run_of(env_config), str(env_config["pair"])
+    key = market_key(run)
+    if (key, pair) not in _MARKETS:
+        if pair not in run.data.pairs:
+            raise UserError(f"pair: {pair!r} is not in data.pairs; choose one of {', '.join(run.data.pairs)}")
+        _MARKETS.update({(key, name): market for name, market in load_markets(run).items()})
+    return _MARKETS[key, pair]
+
+
+def provide(run: RunConfig, pair: str, market: PairMarket) -> None:
+    """Use ``market`` for ``pair`` in this process, for instance one read from Ray's object store."""
+    _MARKETS[market_key(run), pair] = market

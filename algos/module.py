@@ -1,0 +1,78 @@
+"""The network: separate actor and critic, a state-independent log standard deviation."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.apis import ValueFunctionAPI
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from torch import Tensor, nn
+
+from algos.distribution import SquashedGaussian
+from rayconf.keys import torch_seed
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "silu": nn.SiLU}
+ACTION_DIM = 2
+"""One action per leg."""
+POLICY_GAIN = 0.01
+"""Scale of the actor's output layer: an untrained policy stays near cash."""
+
+
+def perceptron(sizes: Sequence[int], activation: str, output_gain: float, generator: torch.Generator) -> nn.Sequential:
+    """A multilayer perceptron with orthogonal weights and zero biases, drawn from ``generator`` alone.
+
+    Args:
+        sizes: Widths from the input to the output.
+        activation: ``tanh`` or ``silu``, between layers.
+        output_gain: Gain of the last layer; the others use the square root of two (Andrychowicz et al. 2021).
+        generator: Source of the weights. Layers are created without torch's own initialisation, which would
+            draw from the global generator.
+    """
+    layers: list[nn.Module] = []
+    for i, (inputs, outputs) in enumerate(pairwise(sizes)):
+        last = i == len(sizes) - 2
+        linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
+        nn.init.orthogonal_(linear.weight, output_gain if last else 2**0.5, generator=generator)
+        nn.init.zeros_(linear.bias)
+        layers.append(linear)
+        if not last:
+            layers.append(ACTIVATIONS[activation]())
+    return nn.Sequential(*layers)
+
+
+class ActorCritic(TorchRLModule, ValueFunctionAPI):
+    """Actor ``pi``, critic ``vf`` and ``log_std``; the action is a squashed Gaussian.
+
+    The log standard deviation does not depend on the state: exploration is a schedule of training here, not
+    part of what the policy knows, and evaluation uses the mean. A squashed Gaussian rather than a Beta because
+    its mean is a plain tanh, which is all that the deployed policy needs, and because its KL and ratio are
+    cheap and finite (see ``SquashedGaussian``).
+
+    ``model_config``: ``hidden`` widths, ``activation``, ``initial_log_std`` and ``key``, from which the
+    weights are drawn.
+    """
+
+    def setup(self) -> None:
+        """Build the networks from ``model_config``."""
+        config: dict[str, Any] = dict(self.model_config)
+        inputs = self.observation_space.shape[0]
+        hidden = tuple(config["hidden"])
+        generator = torch.Generator().manual_seed(torch_seed(config["key"], "weights"))
+        self.pi = perceptron((inputs, *hidden, ACTION_DIM), config["activation"], POLICY_GAIN, generator)
+        self.vf = perceptron((inputs, *hidden, 1), config["activation"], 1.0, generator)
+        self.log_std = nn.Parameter(torch.full((ACTION_DIM,), float(config["initial_log_std"])))
+        self.action_dist_cls = SquashedGaussian
+
+    def parameters_of(self, observation: Tensor) -> Tensor:
+        """Distribution parameters [B, 4] for observations [B, D]: means, then log standard deviations."""
+        loc = self.pi(observation)
+        return torch.cat((loc, self.log_std.expand_as(loc)), dim=-1)
+
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return {Columns.ACTION_DIST_INPUTS: self.parameters_of(batch[Columns.OBS])}
+
+    def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
+        """Value [B] of the batch's observations."""
+        return self.vf(batch[Columns.OBS]).squeeze(-1)

@@ -1,0 +1,127 @@
+"""Optimizers, the learning-rate schedule, and the moving average of weights used for evaluation."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from rayconf.errors import UserError
+
+
+def hidden_matrices(module: nn.Module) -> list[str]:
+    """Names of the matrices between two hidden layers, the ones that Muon is made for.
+
+    The first and the last matrix of each network are left to AdamW, as in Jordan's own recipe: their rows
+    stand for features and actions, which have scales of their own.
+    """
+    names: list[str] = []
+    for prefix, child in module.named_children():
+        if isinstance(child, nn.Sequential):
+            matrices = [f"{prefix}.{name}" for name, p in child.named_parameters() if p.ndim == 2]
+            names += matrices[1:-1]
+    return names
+
+
+def build_optimizers(
+    module: nn.Module, kind: str, learning_rate: float, muon_ratio: float, weight_decay: float
+) -> dict[str, torch.optim.Optimizer]:
+    """The optimizers of a module by name, their state allocated, so that it has the same names at any step.
+
+    ``adamw``: AdamW for everything. ``muon_mix``: Muon for hidden matrices, its update scaled to AdamW's root
+    mean square (Liu et al. 2025) so that one learning rate serves both, AdamW for the rest. Weight decay acts
+    on matrices only.
+
+    Raises:
+        UserError: For ``muon_mix`` when the network has no matrix between two hidden layers.
+    """
+    named = dict(module.named_parameters())
+    muon = hidden_matrices(module) if kind == "muon_mix" else []
+    if kind == "muon_mix" and not muon:
+        raise UserError("optimizer.kind: muon_mix needs network.hidden with two or more layers")
+    rest = {name: p for name, p in named.items() if name not in muon}
+    groups = [
+        {"params": [p for p in rest.values() if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in rest.values() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizers: dict[str, torch.optim.Optimizer] = {"adamw": torch.optim.AdamW(groups, lr=learning_rate, fused=True)}
+    if muon:
+        optimizers["muon"] = torch.optim.Muon(
+            [named[name] for name in muon],
+            lr=learning_rate * muon_ratio,
+            weight_decay=weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+    _allocate(optimizers)
+    return optimizers
+
+
+def _allocate(optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+    """Give every parameter the zero state that the optimizer itself would create at its first step."""
+    for name, optimizer in optimizers.items():
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if name == "muon":
+                    optimizer.state[p] = {"momentum_buffer": torch.zeros_like(p)}
+                else:
+                    optimizer.state[p] = {
+                        "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                        "exp_avg": torch.zeros_like(p),
+                        "exp_avg_sq": torch.zeros_like(p),
+                    }
+
+
+def optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer], module: nn.Module) -> dict[str, Tensor]:
+    """The live state tensors by name ``<optimizer>/<kind of state>/<parameter>``; no hyperparameters."""
+    names = {id(p): name for name, p in module.named_parameters()}
+    return {
+        f"{label}/{key}/{names[id(p)]}": value
+        for label, optimizer in optimizers.items()
+        for p, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def schedule_factor(step: int, total: int, warmup_fraction: float, floor_fraction: float, schedule: str) -> float:
+    """Learning rate of gradient step ``step`` (from 0) as a share of its peak.
+
+    Linear from 1/W to 1 over the first W = ``warmup_fraction * total`` steps, then constant, or a half cosine
+    that reaches ``floor_fraction`` at ``total`` and stays there.
+    """
+    warmup = round(warmup_fraction * total)
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return floor_fraction + (1 - floor_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class WeightAverage:
+    """Bias-corrected exponential moving average of weights (Kingma and Ba 2015, section 3).
+
+    Starts from zero and remembers the total weight given so far, which corrects the start exactly, also when
+    the half-life changes on the way. A half-life of 0 gives the newest weights.
+
+    Args:
+        parameters: The weights that are averaged.
+        half_life: Gradient steps after which a weight counts half.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], half_life: float) -> None:
+        self._live = [p.detach() for p in parameters]
+        self.average = [torch.zeros_like(p) for p in self._live]
+        self.weight = 0.0
+        self._decay = 0.5 ** (1 / half_life) if half_life > 0 else 0.0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the live weights after a gradient step."""
+        torch._foreach_lerp_(self.average, self._live, 1 - self._decay)
+        self.weight = self._decay * self.weight + (1 - self._decay)
+
+    def corrected(self) -> list[Tensor]:
+        """The average of the weights seen so far; the live weights before the first step. Copies."""
+        if self.weight == 0:
+            return [p.clone() for p in self._live]
+        return [average / self.weight for average in self.average]

@@ -1,0 +1,286 @@
+"""The dictionary of columns: name, type, unit and meaning of everything that a run's frames hold.
+
+It is the single source of the schemas (``analysis.frames``), of the tables in the README and of the
+tooltips in the report. Columns are listed in the order in which they are written.
+"""
+
+from dataclasses import dataclass
+
+HP = "hp_*"
+OLD_HP = "old_hp_*"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a frame.
+
+    Attributes:
+        name: Column name; ``hp_*`` and ``old_hp_*`` stand for one column per mutated hyperparameter.
+        type: ``string``, ``int32``, ``int64``, ``float64`` or ``timestamp`` (microseconds, no zone).
+        unit: Unit in words, empty for names and labels.
+        meaning: One sentence.
+        choices: The only values a string column may hold; empty: any.
+    """
+
+    name: str
+    type: str
+    unit: str
+    meaning: str
+    choices: tuple[str, ...] = ()
+
+
+def _text(name: str, meaning: str, *choices: str) -> Column:
+    return Column(name, "string", "", meaning, choices)
+
+
+def _whole(name: str, unit: str, meaning: str) -> Column:
+    return Column(name, "int32", unit, meaning)
+
+
+def _real(name: str, unit: str, meaning: str) -> Column:
+    return Column(name, "float64", unit, meaning)
+
+
+RUN = _text("run", "Name of the run.")
+ARM = _text("arm", "What governed the population: PBT or a control arm.", "pbt", "reference", "random", "fixed")
+WINDOW = _whole("window", "", "Walk-forward window; 0: no walk-forward, -1: all windows strung together.")
+PAIR = _text("pair", "The pair, AAA/BBB.")
+MEMBER = _text("member", "Member of the pair's population, m00 and up.")
+GENERATION = _whole("generation", "", "Generation of the population, from 0.")
+SPLIT = _text("split", "Part of the calendar.", "train", "validation", "test")
+SCENARIO = _text(
+    "scenario", "Terms of the backtest: base (the run's own costs and lag) or e.g. cost5-lag2 (bps per side, bars)."
+)
+POLICY = _text(
+    "policy",
+    "survivor-1 and up, ensemble, or a baseline: cash, equal_weight, vol_target, hold_a, hold_b, zscore, static_gross.",
+)
+DATE = Column("date", "timestamp", "", "The bar of the fill (its own label; hourly bars in UTC).")
+FITNESS = _real("fitness", "Sharpe, per year", "Score on validation that selection looks at, as the config defines it.")
+FITNESS_SE = _real("fitness_se", "Sharpe, per year", "Block-bootstrap standard error of the score.")
+
+PROGRESS = (
+    RUN,
+    ARM,
+    WINDOW,
+    PAIR,
+    MEMBER,
+    GENERATION,
+    _whole("iteration", "PPO updates", "The member's own count of updates; it never jumps at an exploit."),
+    Column("env_steps", "int64", "bars", "Environment steps of the member so far, over all its accounts."),
+    FITNESS,
+    FITNESS_SE,
+    _real("fitness_smoothed", "Sharpe, per year", "Exponential mean of the score over generations; ranks members."),
+    _real("val_sharpe", "per year", "Plain Sharpe ratio on validation."),
+    _real("train_sharpe", "per year", "Plain Sharpe ratio on train."),
+    _real("reward_mean", "", "Mean shaped reward per step of the last rollout."),
+    _real("policy_loss", "", "Clipped surrogate loss."),
+    _real("value_loss", "", "Squared error of the critic."),
+    _real("entropy", "nats", "Entropy of the action distribution before squashing."),
+    _real("kl", "nats", "Mean divergence between the policies before and after the update."),
+    _real("clip_fraction", "share", "Share of samples whose probability ratio was clipped."),
+    _real("explained_variance", "share", "Share of the return's variance that the critic explains."),
+    _real("grad_norm", "", "Global gradient norm before clipping."),
+    _real("lr_first_step", "", "Learning rate in force at the first gradient step of the iteration."),
+    Column(HP, "float64", "see search", "Hyperparameter in force during this iteration."),
+    _real("env_seconds", "s", "Time in the environment."),
+    _real("policy_seconds", "s", "Time in the policy during rollouts."),
+    _real("learner_seconds", "s", "Time in gradient steps."),
+    _real("evaluation_seconds", "s", "Time evaluating on validation."),
+    _real("checkpoint_seconds", "s", "Time writing state."),
+    _real(
+        "switch_seconds", "s", "Time between the previous member's last work on this actor and this one's first step."
+    ),
+    _real("wait_seconds", "s", "Time the actor waited for work."),
+    _real("steps_per_second", "bars/s", "Environment steps per second of this iteration."),
+    _real("wall_time", "unix s", "When the row was made."),
+    _text("host", "Machine that trained."),
+    _whole("actor_pid", "", "Process that trained."),
+    _whole("attempt", "", "Attempt of this member and generation, 1 unless something failed."),
+)
+
+LINEAGE = (
+    RUN,
+    ARM,
+    WINDOW,
+    PAIR,
+    GENERATION,
+    MEMBER,
+    _text(
+        "operation",
+        "The decision taken at the end of the generation.",
+        "start",
+        "keep",
+        "exploit",
+        "explore",
+        "migrate",
+        "rollback",
+        "freeze",
+        "lost",
+        "stop",
+    ),
+    _text("parent_member", "Member whose state goes on."),
+    _whole("parent_generation", "", "Generation of that state."),
+    _text("copied", "What was taken from the parent.", "none", "weights", "all"),
+    FITNESS,
+    FITNESS_SE,
+    _real("parent_fitness", "Sharpe, per year", "Score of the parent's state."),
+    _real("gap", "Sharpe, per year", "Paired difference between donor and member on validation."),
+    _real("gap_se", "Sharpe, per year", "Block-bootstrap standard error of the gap."),
+    Column(HP, "float64", "see search", "Hyperparameter in force in the next generation."),
+    Column(OLD_HP, "float64", "see search", "Hyperparameter in force in this generation."),
+    _text("key", "Key of the generation's random streams, 16 hex digits."),
+    _text("state", "First 16 hex digits of the SHA-256 of the state that goes on."),
+)
+
+VALIDATION = (
+    WINDOW,
+    PAIR,
+    MEMBER,
+    GENERATION,
+    DATE,
+    _real("net_return", "fraction of equity", "Return of the bar after costs and financing, on validation."),
+)
+
+DAILY = (
+    RUN,
+    WINDOW,
+    SPLIT,
+    SCENARIO,
+    PAIR,
+    POLICY,
+    Column("decision_date", "timestamp", "", "The bar whose close the decision saw."),
+    DATE,
+    _real("target_weight_a", "fraction of equity", "Weight asked for in the first leg; negative: short."),
+    _real("target_weight_b", "fraction of equity", "Weight asked for in the second leg."),
+    _real("weight_a", "fraction of equity", "Weight held in the first leg after the cap on gross exposure."),
+    _real("weight_b", "fraction of equity", "Weight held in the second leg after the cap."),
+    _real("gross", "fraction of equity", "Gross exposure held, the sum of absolute weights."),
+    _real("turnover", "fraction of equity", "Value traded, both sides, from the drifted position."),
+    _real("trading_cost", "fraction of equity", "Commission and slippage, of the equity before the step."),
+    _real(
+        "financing", "fraction of equity", "Interest on borrowed cash and fee on shorts, of the equity before the step."
+    ),
+    _real("net_return", "fraction of equity", "Return from this fill to the next, after all costs."),
+    _real("equity", "start = 1", "Equity at the next fill."),
+)
+
+SUMMARY = (
+    RUN,
+    WINDOW,
+    SPLIT,
+    SCENARIO,
+    PAIR,
+    POLICY,
+    _text("kind", "What the policy is.", "survivor", "ensemble", "baseline"),
+    _whole("rank", "", "Rank of a survivor by validation fitness, from 1."),
+    _text("member", "Member that a survivor was taken from."),
+    _whole("generation", "", "Generation that a survivor was taken from."),
+    _real("cost_bps", "bps per side", "Commission plus slippage of the scenario."),
+    _whole("lag", "bars", "Bars between the close a decision sees and its fill."),
+    _whole("days", "trading days", "Sessions in the span; intraday bars are compounded to sessions first."),
+    _real("avg_daily_return", "per day", "Arithmetic mean of the daily net return."),
+    _real(
+        "annualized_return", "per year", "(1 + avg_daily_return)^252 - 1, as in the original log; not what was earned."
+    ),
+    _real("cumulative_return", "of start", "final_value - 1."),
+    _real("final_value", "start = 1", "Equity at the end."),
+    _real(
+        "annualised_sharpe",
+        "per year",
+        "Mean over population standard deviation of daily returns, times the root "
+        "of the sessions per year; no risk-free rate; 0 without variance (cash).",
+    ),
+    _real("avg_turnover", "of equity, per day", "Mean value traded per day, both sides."),
+    _real("max_drawdown", "of peak", "Deepest fall below the highest equity so far, start included; from -1 to 0."),
+    _real("cagr", "per year", "Compound growth that the equity curve really earned."),
+    _real("volatility", "per year", "Population standard deviation of daily returns, annualised."),
+    _real("sortino", "per year", "Mean over downside deviation (target 0), annualised; null without a losing day."),
+    _real("calmar", "", "cagr over the absolute maximum drawdown; null without a drawdown."),
+    _real("cvar_95", "per day", "Mean of the worst 5 % of daily returns."),
+    _real("gross_exposure", "fraction of equity", "Mean gross exposure over bars."),
+    _real("cost_paid", "of equity, per year", "Trading costs plus financing paid, per year."),
+    _real("alpha", "per year", "Intercept of the regression of daily returns on equal weight's, annualised."),
+    _real("beta", "", "Slope of that regression."),
+    _real(
+        "sharpe_ci_low",
+        "per year",
+        "Lower end of the Sharpe ratio's 95 % block-bootstrap interval; null under 20 days.",
+    ),
+    _real("sharpe_ci_high", "per year", "Upper end of that interval."),
+    _real(
+        "deflated_sharpe",
+        "probability",
+        "Probability that the true Sharpe ratio is positive after correcting for the "
+        "number of trials; null until the statistics of selection fill it.",
+    ),
+)
+
+EVENTS = (
+    RUN,
+    _real("wall_time", "unix s", "When it happened."),
+    Column("seq", "int64", "", "Running number, which orders events of one instant."),
+    _text(
+        "kind",
+        "What happened.",
+        "start",
+        "resume",
+        "actor_lost",
+        "node_lost",
+        "retry",
+        "nan",
+        "corrupt",
+        "disk_full",
+        "plan",
+        "look",
+        "done",
+    ),
+    WINDOW,
+    PAIR,
+    MEMBER,
+    GENERATION,
+    _text("detail", "The rest, as text or JSON."),
+)
+
+FRAMES: dict[str, tuple[Column, ...]] = {
+    "progress": PROGRESS,
+    "lineage": LINEAGE,
+    "validation": VALIDATION,
+    "daily": DAILY,
+    "summary": SUMMARY,
+    "events": EVENTS,
+}
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "progress": ("window", "pair", "member", "iteration"),
+    "lineage": ("window", "pair", "generation", "member"),
+    "validation": ("window", "pair", "member", "generation", "date"),
+    "daily": ("window", "split", "scenario", "pair", "policy", "date"),
+    "summary": ("window", "split", "scenario", "pair", "policy"),
+    "events": ("wall_time", "seq"),
+}
+
+
+def describe(frame: str, name: str) -> Column:
+    """The dictionary's entry for a column; ``hp_learning_rate`` finds ``hp_*``.
+
+    Raises:
+        KeyError: The frame has no such column.
+    """
+    stem = OLD_HP if name.startswith("old_hp_") else HP if name.startswith("hp_") else name
+    for column in FRAMES[frame]:
+        if column.name == stem:
+            return column
+    raise KeyError(f"{frame} has no column {name!r}")
+
+
+def markdown(frame: str) -> str:
+    """The dictionary of one frame as a Markdown table: column, type, unit, meaning."""
+    lines = ["| column | type | unit | meaning |", "| --- | --- | --- | --- |"]
+    for column in FRAMES[frame]:
+        meaning = column.meaning
+        if column.choices:
+            meaning += " One of: " + ", ".join(column.choices) + "."
+        mark = " (key)" if column.name in KEYS[frame] else ""
+        lines.append(f"| `{column.name}`{mark} | {column.type} | {column.unit} | {meaning} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,159 @@
+"""What selection may look at: validation returns under the run's real costs, never the shaped reward.
+
+Specifications: one continuous account from cash over validation; the floored Sharpe ratio
+S(x) = sqrt(P) * mean / sqrt(var + s0^2 / P) of session returns x (P sessions per year, s0 a volatility per
+year), as the median over rolling windows less one circular-block-bootstrap standard error (Politis and
+Romano 1992) of S over the whole span.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from rayconf.keys import derive_key
+from rayconf.sections import PBTConfig
+
+BROKEN = -10.0
+"""Fitness of a ruined, lost or non-finite account: never a donor, never archived, replaced without gate."""
+IDLE_GROSS = 0.05
+"""Mean gross exposure below which a policy counts as idle: never a donor."""
+FEW_WINDOWS = 5
+"""With fewer rolling windows the pooled statistic takes the place of their median."""
+MIN_SE = 1e-9
+
+
+@dataclass(frozen=True)
+class Fitness:
+    """Fitness of one evaluation."""
+
+    value: float
+    se: float
+    broken: bool
+    idle: bool
+    windows: int
+
+
+def session_returns(net_return: np.ndarray, session: np.ndarray) -> np.ndarray:
+    """Simple returns [K] compounded within sessions [K] (non-decreasing labels) to [S]."""
+    starts = np.flatnonzero(np.diff(session, prepend=session[0] - 1))
+    return np.multiply.reduceat(1 + net_return, starts) - 1
+
+
+def floored_sharpe(mean: np.ndarray, var: np.ndarray, per_year: float, floor: float) -> np.ndarray:
+    """Floored Sharpe ratio of population moments per session; exactly 0 for cash."""
+    deviation = np.sqrt(np.maximum(var, 0) + floor**2 / per_year)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(deviation > 0, math.sqrt(per_year) * mean / deviation, 0.0)
+
+
+def _score(mean: np.ndarray, var: np.ndarray, per_year: float, pbt: PBTConfig) -> np.ndarray:
+    if pbt.fitness == "growth":
+        return per_year * mean
+    return floored_sharpe(mean, var, per_year, pbt.floor_volatility)
+
+
+def _values(returns: np.ndarray, pbt: PBTConfig) -> np.ndarray:
+    return np.log(np.maximum(1 + returns, 1e-12)) if pbt.fitness == "growth" else returns
+
+
+class BlockSums:
+    """Circular block bootstrap of sums, the resampled indices fixed by the seed.
+
+    Resample b joins blocks of ``block`` consecutive observations from random starts, wrapping around, cut to
+    the length of the data. Sums of blocks come from running sums, so no resample is ever written out.
+    """
+
+    def __init__(self, length: int, block: int, resamples: int, seed: int) -> None:
+        self.length, self._block = length, min(block, length)
+        count = math.ceil(length / self._block)
+        self._tail = length - (count - 1) * self._block
+        self._starts = np.random.Generator(np.random.PCG64(seed)).integers(0, length, (resamples, count))
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """Mean of ``values`` [S] in every resample, [B]."""
+        running = np.concatenate(([0.0], np.cumsum(np.concatenate((values, values[: self._block])))))
+        whole, last = self._starts[:, :-1], self._starts[:, -1]
+        total = (running[whole + self._block] - running[whole]).sum(1) + running[last + self._tail] - running[last]
+        return total / self.length
+
+    def score(self, returns: np.ndarray, per_year: float, pbt: PBTConfig) -> np.ndarray:
+        """The fitness statistic, pooled over the span, in every resample, [B]."""
+        values = _values(returns, pbt)
+        mean = self.mean(values)
+        return _score(mean, self.mean(values**2) - mean**2, per_year, pbt)
+
+
+def pooled_score(returns: np.ndarray, per_year: float, pbt: PBTConfig) -> float:
+    """The fitness statistic over all sessions [S], without windows or standard error."""
+    values = _values(returns, pbt)
+    return float(_score(values.mean(), values.var(), per_year, pbt))
+
+
+def resampler(length: int, pbt: PBTConfig, *key: object) -> BlockSums:
+    """The bootstrap of one (seed, pair, generation); the same indices serve every member."""
+    return BlockSums(length, pbt.block, pbt.bootstrap, derive_key(*key, "bootstrap"))
+
+
+def evaluate(
+    net_return: np.ndarray,
+    gross: np.ndarray,
+    session: np.ndarray,
+    per_year: float,
+    ruined: bool,
+    pbt: PBTConfig,
+    *key: object,
+) -> Fitness:
+    """Fitness of one continuous validation account.
+
+    Args:
+        net_return: [K] simple net returns per bar.
+        gross: [K] gross exposure held.
+        session: [K] session index of each bar.
+        per_year: Sessions per year.
+        ruined: Whether the account was ruined.
+        pbt: Metric, windows and bootstrap.
+        key: What seeds the bootstrap: (seed, pair, generation).
+    """
+    idle = bool(np.mean(gross) < IDLE_GROSS)
+    if ruined or not np.isfinite(net_return).all():
+        return Fitness(BROKEN, 0.0, True, idle, 0)
+    returns = session_returns(net_return, session)
+    se = float(resampler(len(returns), pbt, *key).score(returns, per_year, pbt).std(ddof=1))
+    starts = range(0, len(returns) - pbt.window + 1, pbt.window_step)
+    if len(starts) < FEW_WINDOWS or pbt.fitness == "growth":
+        value = pooled_score(returns, per_year, pbt)
+    else:
+        value = float(np.median([pooled_score(returns[s : s + pbt.window], per_year, pbt) for s in starts]))
+    return Fitness(value - se, se, False, idle, len(starts))
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Paired difference of two members on the same validation sessions."""
+
+    value: float
+    se: float
+
+    def exceeds(self, z: float) -> bool:
+        """Whether the gap is real: more than z standard errors, of a standard error that is not nil."""
+        return self.se > MIN_SE and self.value > z * self.se
+
+
+def paired_gap(
+    donor: np.ndarray, member: np.ndarray, session: np.ndarray, per_year: float, pbt: PBTConfig, *key: object
+) -> Gap:
+    """Gap of the pooled statistic, donor less member, with its paired bootstrap standard error.
+
+    Both series are net returns [K] on the same bars; the same resamples serve both, so what they share cancels.
+    """
+    d, m = session_returns(donor, session), session_returns(member, session)
+    sample = resampler(len(d), pbt, *key)
+    spread = sample.score(d, per_year, pbt) - sample.score(m, per_year, pbt)
+    return Gap(pooled_score(d, per_year, pbt) - pooled_score(m, per_year, pbt), float(spread.std(ddof=1)))
+
+
+def plain_sharpe(net_return: np.ndarray, session: np.ndarray, per_year: float) -> float:
+    """Annualised Sharpe ratio of net returns [K] compounded to sessions, without floor; 0 without variance."""
+    returns = session_returns(net_return, session)
+    return float(floored_sharpe(returns.mean(), returns.var(), per_year, 0.0))

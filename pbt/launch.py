@@ -1,0 +1,210 @@
+"""``python -m pbt.launch``: train, back-test and report; without arguments on the embedded synthetic market."""
+
+import argparse
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rayconf.errors import UserError
+from rayconf.loading import assign, build_config, load_config, load_file, merge, parse_assignment
+from rayconf.origins import check_origins
+from rayconf.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from envs.market import PairMarket
+    from pbt.run_dir import RunDir
+
+OK, FAILED, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+ALIASES = {
+    "data_dir": "data.dir",
+    "pairs": "data.pairs",
+    "population": "pbt.population",
+    "iterations": "pbt.iterations",
+    "seed": "seed",
+    "wandb": "tracking.wandb",
+}
+MAY_DIFFER = ("resources", "tracking", "versions", "name")
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for a mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see python -m pbt.launch --help")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All flags. Each is an alias of one field of the run, or says where and how the run lives."""
+    parser = _Parser(prog="python -m pbt.launch", description=__doc__, allow_abbrev=False)
+    field = parser.add_argument_group("the run (each an alias of one config field)")
+    field.add_argument("--data-dir", metavar="DIR", help="data.dir: one CSV or Parquet file per ticker")
+    field.add_argument("--pairs", metavar="A/B,C/D", help="data.pairs")
+    field.add_argument("--population", type=int, metavar="N", help="pbt.population: members per pair")
+    field.add_argument("--iterations", type=int, metavar="N", help="pbt.iterations: PPO updates per member")
+    field.add_argument("--seed", type=int, metavar="S", help="seed")
+    field.add_argument("--wandb", choices=("off", "offline", "online"), help="tracking.wandb")
+    parser.add_argument("--preset", metavar="NAME", help="default, smoke or log-pairs (default: default)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML over the preset, e.g. another run's config")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value", dest="assignments", help="any field")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs live")
+    parser.add_argument("--name", help="name of the run's directory (default: preset, date and time)")
+    parser.add_argument("--address", metavar="ADDR", help="join this Ray cluster (auto: the local one)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run --name from its last commit")
+    parser.add_argument("--dry-run", action="store_true", help="print plan and search space, write nothing")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    try:
+        check_origins()
+        return _launch(build_parser().parse_args(arguments))
+    except UserError as error:
+        print(f"pairpbt: {error}", file=sys.stderr)
+        return MISTAKE
+    except KeyboardInterrupt:
+        print("pairpbt: interrupted; go on with --resume", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _launch(args: argparse.Namespace) -> int:
+    from rayconf.session import machine_resources, plan
+
+    config = _resumed(args) if args.resume else _fresh(args)
+    machine = machine_resources(config.resources)
+    planned = plan(config, machine.cpus, machine.gpus)
+
+    from envs.market import load_markets
+    from pbt.run_dir import RunDir
+
+    directory = RunDir(args.run_dir / (config.name or ""))
+    if not args.resume and directory.path.exists() and not args.dry_run:
+        directory.create()  # raises: the name is taken
+    markets = load_markets(config)
+    if args.dry_run:
+        _describe(config, planned.lines(), [note for market in markets.values() for note in market.notes])
+        return OK
+    if args.resume and _complete(directory):
+        print(f"complete; report {directory.report}")
+        return OK
+    if not args.resume:
+        directory.create()
+    for line in planned.lines():
+        print(line)
+    return _work(config, directory, markets, args.address, resume=args.resume)
+
+
+def _work(
+    config: RunConfig, directory: "RunDir", markets: "dict[str, PairMarket]", address: str | None, *, resume: bool
+) -> int:
+    logging.basicConfig(
+        filename=directory.log, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    log = logging.getLogger("pbt")
+    log.setLevel(logging.INFO)
+    log.info("launch %s", directory.path)
+    try:
+        from rich.console import Console
+
+        from pbt.pipeline import begin, execute, recover
+
+        if resume:
+            recover(directory, config)
+        else:
+            begin(config, directory, markets)
+        execute(config, directory, markets, address, Console())
+    except UserError:
+        raise
+    except SystemExit as stop:  # SIGTERM
+        print(f"pairpbt: terminated; go on with --resume --name {directory.name}", file=sys.stderr)
+        return stop.code if isinstance(stop.code, int) else TERMINATED
+    except Exception as error:
+        log.exception("run failed")
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        print(f"pairpbt: failed: {first}; see {directory.log}, go on with --resume", file=sys.stderr)
+        return FAILED
+    print(f"report {directory.report}")
+    return OK
+
+
+def _flags(args: argparse.Namespace) -> dict[str, Any]:
+    values = {path: getattr(args, flag) for flag, path in ALIASES.items() if getattr(args, flag) is not None}
+    if "data.pairs" in values:
+        values["data.pairs"] = [pair.strip() for pair in values["data.pairs"].split(",") if pair.strip()]
+    return values
+
+
+def _fresh(args: argparse.Namespace) -> RunConfig:
+    preset = args.preset or "default"
+    config = load_config(preset, args.config, _flags(args), args.assignments)
+    name = args.name or config.name or f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    config = build_config({**config.model_dump(), "name": name, "versions": {}})
+    if preset == "log-pairs" and config.data.dir is None:
+        raise UserError(
+            "--data-dir: preset log-pairs needs prices; give a directory with one CSV or Parquet per ticker"
+        )
+    return config
+
+
+def _resumed(args: argparse.Namespace) -> RunConfig:
+    """The stored config, with what may change changed. Raises ``UserError`` naming any other difference."""
+    from pbt.run_dir import RunDir
+
+    if args.name is None:
+        raise UserError("--resume: which run? give its --name")
+    directory = RunDir(args.run_dir / args.name)
+    if not directory.config.is_file():
+        raise UserError(f"--resume: {directory.path} holds no run to go on with")
+    stored = build_config(load_file(directory.config))
+    if args.preset or args.config:
+        wanted = load_config(args.preset or "default", args.config, _flags(args), args.assignments)
+    else:
+        settings: dict[str, Any] = stored.model_dump(mode="json")
+        for path, value in [*_flags(args).items(), *map(parse_assignment, args.assignments)]:
+            part: dict[str, Any] = {}
+            assign(part, path, value)
+            settings = merge(settings, part)
+        wanted = build_config(settings)
+    different = _difference(stored.model_dump(), wanted.model_dump())
+    if different is not None:
+        path, old, new = different
+        raise UserError(f"--resume: {path} was {old!r} and cannot become {new!r}; start a new run for that")
+    return stored.model_copy(update={"resources": wanted.resources, "tracking": wanted.tracking})
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:
+    for key in old.keys() | new.keys():
+        if not prefix and key in MAY_DIFFER:
+            continue
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found = _difference(a, b, f"{prefix}{key}.")
+            if found:
+                return found
+        elif a != b:
+            return f"{prefix}{key}", a, b
+    return None
+
+
+def _complete(directory: "RunDir") -> bool:
+    import json
+
+    with contextlib.suppress(OSError, ValueError):
+        return bool(json.loads(directory.summary_json.read_text())["status"] == "complete")
+    return False
+
+
+def _describe(config: RunConfig, plan_lines: Sequence[str], notes: Sequence[str]) -> None:
+    for line in (*plan_lines, *notes):
+        print(line)
+    print("search space")
+    for name, space in config.search.items():
+        print(f"  {name:18} {space.low:g} .. {space.high:g} {space.scale}, step {space.step:g}, at {space.path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""``PairMember``: the Tune trainable. One ``step`` is one generation, a pure function of its ticket.
+
+A ticket names everything a generation starts from: pair, member, number of the generation, hyperparameters
+and the digest of a state. Actors are interchangeable: whichever process gets the ticket builds a fresh
+algorithm, loads the state, keys every random stream and trains. Tune's own checkpoint is a mere pointer.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import tune
+
+from algos.markets import provide
+from algos.config import PairPPOConfig
+from algos.pair_ppo import PairPPO
+from algos.policy import Policy
+from envs.batched import uses_drawdown
+from envs.ledger import Terms
+from envs.market import PairMarket, Span
+from envs.replay import replay
+from pbt import fitness
+from pbt.run_dir import RunDir
+from pbt.store import StateStore
+from rayconf.keys import derive_key
+from rayconf.run_config import RunConfig
+
+
+def training_key(run: RunConfig, pair: str, member: str, generation: int) -> int:
+    """Key of all random streams of one member's generation (counted from 1)."""
+    return derive_key(run.seed, pair, member, generation, "train")
+
+
+def ticket(
+    run: RunConfig,
+    directory: Path,
+    pair: str,
+    member: str,
+    generation: int,
+    hyperparameters: Mapping[str, float],
+    state: str | None,
+) -> dict[str, Any]:
+    """Trial config of the generation that follows ``generation`` finished ones."""
+    return {
+        "ticket": {
+            "run": run.model_dump(mode="json"),
+            "directory": str(directory),
+            "pair": pair,
+            "member": member,
+            "generation": generation,
+            "hyperparameters": dict(hyperparameters),
+            "state": state,
+        }
+    }
+
+
+class PairMember(PairPPO):
+    """A member of a pair's population, trained for one generation per ``step``."""
+
+    _idle_since: float | None = None  # when this process last finished work
+
+    def __init__(self, config: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(config=self._accept(config or {}), **kwargs)
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """One CPU and the member's share of a GPU."""
+        share = RunConfig.model_validate(config["ticket"]["run"]).resources.gpus_per_member
+        return tune.PlacementGroupFactory([{"CPU": 1, **({"GPU": share} if share else {})}])
+
+    def setup(self, config: PairPPOConfig, markets: Mapping[str, ray.ObjectRef] | None = None) -> None:
+        """Build the algorithm on the market that the driver put into the object store, and load the state."""
+        torch.set_num_threads(self._run.resources.torch_threads)
+        self._market: PairMarket = ray.get((markets or {})[self._pair])
+        provide(self._run, self._pair, self._market)
+        super().setup(config)
+        if self._ticket["state"] is not None:
+            self.load_boundary_state(self._store.load(self._ticket["state"]))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next ticket in the same process; everything is rebuilt."""
+        return super().reset_config(self._accept(new_config))
+
+    def step(self) -> dict[str, Any]:
+        """Train, evaluate and save one generation."""
+        started = time.time()
+        number = self._ticket["generation"] + 1
+        self.reseed(training_key(self._run, self._pair, self._member, number))
+        iterations = [self._iterate(number, i) for i in range(self._run.pbt.interval)]
+
+        clock = time.perf_counter()
+        policy = self.evaluation_policy()
+        evaluation = self._evaluate(policy, number)
+        evaluated = time.perf_counter()
+        state = self._store.save(self.boundary_state())
+        last = iterations[-1]
+        last.update(
+            fitness=evaluation["fitness"],
+            fitness_se=evaluation["fitness_se"],
+            val_sharpe=evaluation["val_sharpe"],
+            train_sharpe=evaluation["train_sharpe"],
+            evaluation_seconds=evaluated - clock,
+            checkpoint_seconds=time.perf_counter() - evaluated,
+        )
+        if PairMember._idle_since is not None:
+            iterations[0]["switch_seconds"] = started - PairMember._idle_since
+        PairMember._idle_since = time.time()
+        return {"generation": number, "state": state, "iterations": iterations, **evaluation}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """A pointer: the state itself was saved by content when the generation ended."""
+        (Path(checkpoint_dir) / "pointer.json").write_text(json.dumps({"generation": self._ticket["generation"] + 1}))
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing to do: the ticket, not Tune's checkpoint, names the state a generation starts from."""
+
+    def get_auto_filled_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Tune's own metrics without the dumped config."""
+        metrics = super().get_auto_filled_metrics(*args, **kwargs)
+        metrics.pop("config", None)
+        return metrics
+
+    def _accept(self, config: dict[str, Any]) -> PairPPOConfig:
+        new = self._ticket = config["ticket"]
+        run = RunConfig.model_validate(new["run"])
+        self._run = run.with_values(new["hyperparameters"])
+        self._pair, self._member = new["pair"], new["member"]
+        directory = RunDir(Path(new["directory"]))
+        self._directory, self._store = directory, StateStore(directory.states)
+        key = derive_key(run.seed, self._pair, self._member, "init")
+        return PairPPOConfig.from_run(self._run, self._pair, key=key)
+
+    def _iterate(self, generation: int, index: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        super().step()
+        metrics = self.last_iteration()
+        iteration = (generation - 1) * self._run.pbt.interval + index + 1
+        steps = metrics.pop("env_steps")
+        return {
+            "pair": self._pair,
+            "member": self._member,
+            "generation": generation,
+            "iteration": iteration,
+            "env_steps": int(steps) * iteration,
+            **metrics,
+            **{f"hp_{name}": value for name, value in self._ticket["hyperparameters"].items()},
+            "steps_per_second": steps / (time.perf_counter() - started),
+            "wall_time": time.time(),
+            "host": socket.gethostname(),
+            "actor_pid": os.getpid(),
+        }
+
+    def _evaluate(self, policy: Policy, generation: int) -> dict[str, Any]:
+        """Run the deterministic policy over validation, beside it over the end of train, from cash."""
+        market, run = self._market, self._run
+        span = market.splits["validation"]
+        spans = [span]
+        train = market.splits["train"]
+        if train.rows >= span.rows:
+            spans.append(Span(train.stop - 1 - span.rows, train.stop))
+        result = replay(
+            market,
+            spans,
+            lambda bars, features, account: policy.decide(features, account),
+            Terms.from_costs(run.costs),
+            run.env.lag,
+            batch=len(spans),
+            leverage=run.costs.leverage,
+            drawdown=uses_drawdown(run),
+        )
+        session = market.session[result.fill_bar[:, 0]]
+        per_year = market.sessions_per_year
+        measured = fitness.evaluate(
+            result.net_return[:, 0],
+            result.gross[:, 0],
+            session,
+            per_year,
+            bool(result.equity[-1, 0] <= run.costs.ruin_fraction),
+            run.pbt,
+            run.seed,
+            self._pair,
+            generation,
+        )
+        self._keep(result.net_return[:, 0], generation)
+        train_sharpe = None
+        if len(spans) > 1:
+            train_session = market.session[result.fill_bar[:, 1]]
+            train_sharpe = fitness.plain_sharpe(result.net_return[:, 1], train_session, per_year)
+        return {
+            "fitness": measured.value,
+            "fitness_se": measured.se,
+            "idle": measured.idle,
+            "val_sharpe": fitness.plain_sharpe(result.net_return[:, 0], session, per_year),
+            "train_sharpe": train_sharpe,
+        }
+
+    def _keep(self, net_return: np.ndarray, generation: int) -> None:
+        path = self._directory.validation_file(self._pair, self._member, generation)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        with open(temporary, "wb") as stream:
+            np.save(stream, net_return)
+        os.replace(temporary, path)

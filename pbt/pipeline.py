@@ -1,0 +1,171 @@
+"""A run from its config to its report: train, choose, back-test, write. Every stage may be repeated."""
+
+import logging
+import shutil
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+
+import pyarrow as pa
+import ray
+from rich.console import Console
+
+from algos.policy import EnsemblePolicy
+from analysis.frames import KEYS, append_jsonl, daily_schema, keep_last, read_jsonl, write_frame
+from analysis.report import write_report
+from analysis.summary import build_summary, write_summary
+from analysis.tables import comparison_of, print_final_table
+from envs.market import PairMarket
+from pbt import population as populations_of
+from pbt.backtest import ENSEMBLE, Policies, backtest
+from pbt.manifest import Population
+from pbt.population import PairClock, PairPopulation
+from pbt.progress import ProgressView
+from pbt.results import write_events, write_summary_json, write_training_frames
+from pbt.run_dir import RunDir
+from pbt.store import StateStore
+from pbt.survivors import Survivor, export, load_survivors
+from pbt.tracking import Tracking
+from pbt.training import train
+from rayconf.run_config import RunConfig
+from rayconf.session import plan, start_ray
+
+PACKAGES = ("ray", "torch", "numpy", "pandas", "pyarrow", "gymnasium", "pydantic")
+
+log = logging.getLogger("pbt")
+
+
+class NoSurvivorError(RuntimeError):
+    """A pair of which validation saw nothing worth keeping."""
+
+
+def with_versions(run: RunConfig) -> RunConfig:
+    """The config with the versions of the packages that will make the run."""
+    found = {name: version(name) for name in PACKAGES}
+    return run.model_copy(update={"versions": {"python": sys.version.split()[0], **found}})
+
+
+def begin(run: RunConfig, directory: RunDir, markets: Mapping[str, PairMarket]) -> None:
+    """Write the config and the first events of a fresh run."""
+    directory.config.write_text(with_versions(run).to_yaml())
+    directory.event("start", f"seed {run.seed}")
+    for pair, market in markets.items():
+        directory.event("plan", "\n".join(market.notes), pair=pair)
+
+
+def recover(directory: RunDir, run: RunConfig) -> None:
+    """Bring journals and states back to the last commit of every pair."""
+    committed = {}
+    for pair in run.data.pairs:
+        if directory.manifest(pair).is_file():
+            committed[pair] = Population.read(directory.manifest(pair))
+    for journal, key in ((directory.progress_journal, "progress"), (directory.lineage_journal, "lineage")):
+        rows = [
+            row
+            for row in keep_last(read_jsonl(journal), KEYS[key])
+            if row["pair"] in committed and row["generation"] <= committed[row["pair"]].generation
+        ]
+        journal.unlink(missing_ok=True)
+        append_jsonl(journal, rows)
+    store = StateStore(directory.states)
+    needed: set[str] = set().union(*(population.states() for population in committed.values()), set())
+    store.discard(store.names() - needed)
+    directory.event("resume", ", ".join(f"{pair} at generation {p.generation}" for pair, p in committed.items()))
+
+
+def execute(
+    run: RunConfig, directory: RunDir, markets: Mapping[str, PairMarket], address: str | None, console: Console
+) -> None:
+    """Train what is not trained yet, then back-test and report."""
+    with start_ray(run.resources, address) as machine:
+        references = {pair: ray.put(market) for pair, market in markets.items()}
+        slots = plan(run, machine.cpus, machine.gpus).slots
+        populations = {pair: _population(run, directory, market) for pair, market in markets.items()}
+        tracking = Tracking(run, directory)
+        try:
+            with ProgressView(run, populations, console) as view:
+                train(run, directory, references, populations, slots, [view, tracking])
+        finally:
+            tracking.close()
+        finish(run, directory, markets, references, {pair: p.committed for pair, p in populations.items()})
+
+
+def finish(
+    run: RunConfig,
+    directory: RunDir,
+    markets: Mapping[str, PairMarket],
+    references: Mapping[str, ray.ObjectRef],
+    populations: Mapping[str, Population],
+) -> None:
+    """Survivors, backtest, frames, summary and report of a trained run."""
+    lineage = write_training_frames(run, directory, markets, populations)
+    survivors: dict[str, list[Survivor]] = {}
+    for pair, population in populations.items():
+        survivors[pair] = load_survivors(run, directory, population, markets[pair])
+        for survivor in survivors[pair]:
+            export(run, directory, markets[pair], survivor, lineage)
+    missing = [pair for pair, ranked in survivors.items() if not ranked]
+    if missing:
+        raise NoSurvivorError(f"{', '.join(missing)}: no survivor, every account was ruined or diverged on validation")
+    directory.event("look", "launch: survivors, ensemble and baselines over all scenarios")
+    policies = {pair: _policies(ranked) for pair, ranked in survivors.items()}
+    rows, prepared = backtest(run, directory.name, references, policies)
+    daily = write_frame(rows, daily_schema(), KEYS["daily"], directory.frame("daily"))
+    summary = write_summary(_summary(run, markets, survivors, daily), directory.path)
+    directory.event("done")
+    write_events(directory)
+    verdicts = {pair: comparison_of(summary, daily, pair) for pair in markets}
+    write_summary_json(
+        run,
+        directory,
+        summary,
+        survivors,
+        {pair: {"zscore": str(p.zscore), "static_gross": list(p.static)} for pair, p in prepared.items()},
+        {pair: verdict.sentence() for pair, verdict in verdicts.items() if verdict is not None},
+        "complete",
+    )
+    write_report(directory.path)
+    print_final_table(summary, daily)
+    shutil.rmtree(directory.tune, ignore_errors=True)
+
+
+def _population(run: RunConfig, directory: RunDir, market: PairMarket) -> PairPopulation:
+    manifest = directory.manifest(market.pair)
+    known = manifest.is_file()
+    committed = Population.read(manifest) if known else populations_of.start(run, market.pair, directory)
+    span = market.splits["validation"]
+    clock = PairClock(market.session[span.start : span.stop - 1], market.sessions_per_year)
+    return PairPopulation(run, directory, clock, committed)
+
+
+def _policies(ranked: list[Survivor]) -> Policies:
+    ensemble = EnsemblePolicy([survivor.policy for survivor in ranked])
+    return {ENSEMBLE: ensemble, **{survivor.name: survivor.policy for survivor in ranked}}
+
+
+def _summary(
+    run: RunConfig,
+    markets: Mapping[str, PairMarket],
+    survivors: Mapping[str, list[Survivor]],
+    daily: pa.Table,
+) -> pa.Table:
+    known = [
+        {
+            "pair": pair,
+            "policy": survivor.name,
+            "rank": survivor.rank,
+            "member": survivor.snapshot.member,
+            "generation": survivor.snapshot.generation,
+        }
+        for pair, ranked in survivors.items()
+        for survivor in ranked
+    ]
+    return build_summary(
+        daily,
+        known,
+        base_cost_bps=run.costs.real_bps,
+        base_lag=run.env.lag,
+        annual_sessions={pair: market.sessions_per_year for pair, market in markets.items()},
+        seed=run.seed,
+        block=run.pbt.block,
+    )

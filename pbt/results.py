@@ -1,0 +1,128 @@
+"""From journals to frames: what a finished run leaves."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from analysis.frames import (
+    KEYS,
+    events_schema,
+    frame_block,
+    keep_last,
+    lineage_schema,
+    progress_schema,
+    read_jsonl,
+    validation_schema,
+    write_frame,
+    write_text,
+)
+from analysis.metrics import METRICS
+from envs.market import PairMarket
+from pbt.manifest import Population
+from pbt.run_dir import RunDir
+from pbt.survivors import Survivor
+from rayconf.run_config import RunConfig
+
+SCHEMA = 1
+
+
+def write_training_frames(
+    run: RunConfig, directory: RunDir, markets: Mapping[str, PairMarket], populations: Mapping[str, Population]
+) -> list[dict[str, Any]]:
+    """Write progress, lineage and validation; return the lineage rows."""
+    names = list(run.search)
+    progress = keep_last(read_jsonl(directory.progress_journal), KEYS["progress"])
+    write_frame(progress, progress_schema(names), KEYS["progress"], directory.frame("progress"))
+    lineage = [dict(row) for row in keep_last(read_jsonl(directory.lineage_journal), KEYS["lineage"])]
+    write_frame(lineage, lineage_schema(names), KEYS["lineage"], directory.frame("lineage"))
+    write_frame(
+        validation_rows(directory, markets, populations),
+        validation_schema(),
+        KEYS["validation"],
+        directory.frame("validation"),
+    )
+    return lineage
+
+
+def validation_rows(
+    directory: RunDir, markets: Mapping[str, PairMarket], populations: Mapping[str, Population]
+) -> pa.Table:
+    """Net returns of every evaluation on validation, in the order of the frame's key."""
+    schema = validation_schema()
+    blocks = []
+    for pair in sorted(populations):
+        market, population = markets[pair], populations[pair]
+        span = market.splits["validation"]
+        dates = market.dates[span.start : span.stop - 1]
+        for member in sorted(population.members):
+            for generation in range(1, population.generation + 1):
+                path = directory.validation_file(pair, member, generation)
+                if path.is_file():  # a lost member has none
+                    where = {"window": 0, "pair": pair, "member": member, "generation": generation}
+                    blocks.append(frame_block(schema, where, {"date": dates, "net_return": np.load(path)}))
+    return pa.concat_tables(blocks) if blocks else schema.empty_table()
+
+
+def write_events(directory: RunDir) -> None:
+    """Write the events frame."""
+    write_frame(read_jsonl(directory.events_journal), events_schema(), KEYS["events"], directory.frame("events"))
+
+
+def write_summary_json(
+    run: RunConfig,
+    directory: RunDir,
+    summary: pa.Table,
+    survivors: Mapping[str, Sequence[Survivor]],
+    notes: Mapping[str, Mapping[str, Any]],
+    verdicts: Mapping[str, str],
+    status: str,
+) -> None:
+    """Write ``summary.json``: what a program reads.
+
+    Args:
+        run: The run.
+        directory: Where to.
+        summary: The summary frame.
+        survivors: Survivors by pair.
+        notes: Further fields by pair, such as what the baselines were fitted to.
+        verdicts: The plain sentence of the final table by pair.
+        status: complete or partial.
+    """
+    tests: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in summary.to_pylist():
+        if row["split"] == "test":
+            figures = {name: row[name] for name in METRICS}
+            tests.setdefault((row["pair"], row["policy"]), {})[row["scenario"]] = figures
+    pairs = {}
+    for pair, ranked in survivors.items():
+        names = {survivor.name for survivor in ranked}
+        pairs[pair] = {
+            "verdict": verdicts.get(pair),
+            "trials": run.pbt.population * run.pbt.generations,
+            **notes.get(pair, {}),
+            "survivors": [
+                {
+                    "rank": survivor.rank,
+                    "member": survivor.snapshot.member,
+                    "generation": survivor.snapshot.generation,
+                    "path": str(directory.survivor(pair, survivor.rank).relative_to(directory.path)),
+                    "fitness": survivor.snapshot.fitness,
+                    "fitness_se": survivor.snapshot.fitness_se,
+                    "idle": survivor.snapshot.idle,
+                    "hyperparameters": survivor.snapshot.hyperparameters,
+                    "test": tests.get((pair, survivor.name), {}),
+                }
+                for survivor in ranked
+            ],
+            "ensemble": {"test": tests.get((pair, "ensemble"), {})},
+            "baselines": {
+                policy: figures
+                for (of, policy), figures in tests.items()
+                if of == pair and policy not in names and policy != "ensemble"
+            },
+        }
+    content = {"schema": SCHEMA, "run": directory.name, "status": status, "pairs": pairs}
+    write_text(directory.summary_json, json.dumps(content, indent=1, allow_nan=False) + "\n")

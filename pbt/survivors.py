@@ -1,0 +1,118 @@
+"""From the archive to ``survivors/``: choosing snapshots, and writing what trading or fine-tuning needs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from algos.policy import Policy
+from analysis.frames import KEYS, lineage_schema, write_frame
+from envs.market import PairMarket
+from pbt.manifest import Population, Snapshot
+from pbt.run_dir import RunDir
+from pbt.store import State, StateStore
+from rayconf.run_config import RunConfig
+
+
+@dataclass(frozen=True)
+class Survivor:
+    """A snapshot with its rank and policy."""
+
+    rank: int
+    snapshot: Snapshot
+    policy: Policy
+
+    @property
+    def name(self) -> str:
+        """Policy name in the frames."""
+        return f"survivor-{self.rank}"
+
+
+def choose(archive: Sequence[Snapshot], streams: Mapping[str, np.ndarray], count: int, limit: float) -> list[Snapshot]:
+    """The best ``count`` snapshots, leaving out near copies while others remain.
+
+    Best first; a snapshot whose validation returns correlate ``limit`` or more with one already taken waits. Where
+    fewer than ``count`` are left that way, the best of those waiting fill up.
+
+    Args:
+        archive: Snapshots, best first.
+        streams: Net returns on validation [K] by state digest.
+        count: How many.
+        limit: Correlation from which two streams count as copies.
+    """
+    taken: list[Snapshot] = []
+    waiting: list[Snapshot] = []
+    for snapshot in archive:
+        stream = streams[snapshot.state]
+        copies = any(_correlation(stream, streams[other.state]) >= limit for other in taken)
+        (waiting if copies or len(taken) == count else taken).append(snapshot)
+    return sorted(taken + waiting[: count - len(taken)], key=lambda s: s.rank)
+
+
+def policy_from_state(state: State, run: RunConfig, feature_names: Sequence[str]) -> Policy:
+    """The evaluation policy of a boundary state: averaged weights over their total weight."""
+    weight = float(state["ema_weight"])
+    source = "ema/" if weight > 0 else "module/"
+    weights: dict[str, torch.Tensor] = {
+        name.removeprefix(source): tensor / weight if weight > 0 else tensor
+        for name, tensor in state.items()
+        if name.startswith(source)
+    }
+    return Policy.from_weights(
+        weights,
+        activation=run.network.activation,
+        mapping=run.env.mapping,
+        leverage=run.costs.leverage,
+        feature_names=feature_names,
+    )
+
+
+def load_survivors(run: RunConfig, directory: RunDir, population: Population, market: PairMarket) -> list[Survivor]:
+    """The survivors of one pair by rank, with their policies; empty when validation saw none worth keeping."""
+    streams = {
+        s.state: np.load(directory.validation_file(population.pair, s.member, s.generation)) for s in population.archive
+    }
+    chosen = choose(population.archive, streams, run.pbt.survivors, run.pbt.survivor_correlation)
+    store = StateStore(directory.states)
+    return [
+        Survivor(rank, snapshot, policy_from_state(store.load(snapshot.state), run, market.scaler.names))
+        for rank, snapshot in enumerate(chosen, start=1)
+    ]
+
+
+def export(
+    run: RunConfig, directory: RunDir, market: PairMarket, survivor: Survivor, lineage: Sequence[Mapping[str, Any]]
+) -> Path:
+    """Write ``survivors/<pair>/<rank>/``: policy, scaler, config and the schedule that made it."""
+    folder = directory.survivor(market.pair, survivor.rank)
+    survivor.policy.save(folder)
+    (folder / "scaler.json").write_text(market.scaler.to_json() + "\n")
+    (folder / "config.yaml").write_text(run.with_values(survivor.snapshot.hyperparameters).to_yaml())
+    rows = schedule(lineage, market.pair, survivor.snapshot.member, survivor.snapshot.generation)
+    write_frame(rows, lineage_schema(list(run.search)), KEYS["lineage"], folder / "schedule.parquet")
+    return folder
+
+
+def schedule(lineage: Sequence[Mapping[str, Any]], pair: str, member: str, generation: int) -> list[Mapping[str, Any]]:
+    """The lineage rows that made a snapshot, first to last.
+
+    Row g (0 .. generation - 1) names the member that trained generation g + 1, its hyperparameters, its key and the
+    state that it started from. Walks back from the snapshot: the start of a member's generation is the end of its
+    parent's.
+    """
+    rows = {(row["generation"], row["member"]): row for row in lineage if row["pair"] == pair}
+    path = []
+    for before in range(generation - 1, -1, -1):
+        row = rows[before, member]
+        path.append(row)
+        member = row["parent_member"]
+    return path[::-1]
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+    if x.std() == 0 or y.std() == 0:
+        return float(np.array_equal(x, y))
+    return float(np.corrcoef(x, y)[0, 1])

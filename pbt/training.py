@@ -1,0 +1,96 @@
+"""Training the populations of a run under Ray Tune."""
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+
+from pbt.member import PairMember, ticket
+from pbt.population import PairPopulation
+from pbt.run_dir import RunDir, folder_name
+from pbt.scheduler import KeepActors, Listener, PairPBT
+from rayconf.run_config import RunConfig
+
+# Loggers and progress are ours; one result at a time keeps barriers exact; Tune's own state is never restored, so it
+# need not be written often. Pending trials beyond the slots would take actors from one another.
+TUNE_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_RESULT_BUFFER_LENGTH": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+def train(
+    run: RunConfig,
+    directory: RunDir,
+    markets: Mapping[str, ray.ObjectRef],
+    populations: Mapping[str, PairPopulation],
+    slots: int,
+    listeners: Sequence[Listener],
+) -> None:
+    """Train every population to its last generation.
+
+    Args:
+        run: The run.
+        directory: Where states and journals go.
+        markets: Markets in the object store, by pair.
+        populations: Committed populations; complete ones are left alone.
+        slots: Actors that train side by side.
+        listeners: Told of results, failures and barriers.
+    """
+    tickets = [
+        ticket(
+            run,
+            directory.path.resolve(),
+            pair,
+            name,
+            population.generation,
+            member.hyperparameters,
+            member.state,
+        )["ticket"]
+        for pair, population in populations.items()
+        if not population.complete
+        for name, member in population.committed.members.items()
+    ]
+    if not tickets:
+        return
+    os.environ.update(TUNE_SETTINGS, TUNE_MAX_PENDING_TRIALS_PG=str(slots))
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
+    scheduler = PairPBT(run, directory.path.resolve(), populations, slots)
+    attempt = 1 + sum(1 for _ in directory.tune.glob("attempt-*"))
+    tuner = tune.Tuner(
+        tune.with_parameters(PairMember, markets=dict(markets)),
+        param_space={"ticket": tune.grid_search(tickets)},
+        tune_config=tune.TuneConfig(
+            scheduler=scheduler,
+            search_alg=KeepActors(),
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=f"attempt-{attempt}",
+            storage_path=str(directory.tune.resolve()),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=-1),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
+    scheduler.listeners.extend(listeners)
+    results = tuner.fit()
+    unfinished = [pair for pair, population in scheduler.populations.items() if not population.complete]
+    if unfinished or len(results) != len(tickets):
+        raise RuntimeError(f"training ended before {', '.join(unfinished) or 'all members'} finished")
+
+
+def _trial_name(trial: Trial) -> str:
+    place = trial.config["ticket"]
+    return f"{folder_name(place['pair'])}-{place['member']}"

@@ -1,0 +1,117 @@
+"""The deployed policy: equal to the bit for every batch size, after saving, and inside an ensemble."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from algos.module import perceptron
+from algos.policy import EnsemblePolicy, Policy
+
+FEATURES, ACCOUNT = 19, 2
+
+
+def make(
+    seed: int = 0, hidden: tuple[int, ...] = (32, 24), activation: str = "tanh", mapping: str = "direct"
+) -> Policy:
+    g = torch.Generator().manual_seed(seed)
+    net = perceptron((FEATURES + ACCOUNT, *hidden, 2), activation, 1.0, g)
+    weights = {f"pi.{name}": p for name, p in net.named_parameters()}
+    names = [f"f{i}" for i in range(FEATURES)]
+    return Policy.from_weights(weights, activation=activation, mapping=mapping, leverage=1.5, feature_names=names)
+
+
+def rows(count: int, seed: int = 1) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    draw = torch.randn(count, FEATURES + ACCOUNT, generator=g, dtype=torch.float64)
+    return draw[:, :FEATURES], draw[:, FEATURES:]
+
+
+@pytest.mark.parametrize(("hidden", "activation"), [((32, 24), "tanh"), ((13,), "silu"), ((64, 64), "silu")])
+def test_batch_size_changes_nothing_to_the_bit(hidden: tuple[int, ...], activation: str) -> None:
+    policy = make(hidden=hidden, activation=activation)
+    features, account = rows(200)
+    whole = policy.decide(features, account)
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(0, 199), st.integers(1, 130))
+    def check(start: int, count: int) -> None:
+        piece = slice(start, start + count)
+        assert torch.equal(policy.decide(features[piece], account[piece]), whole[piece])
+
+    check()
+
+
+def test_without_rounding_batch_size_changes_nothing_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding must not be what hides a difference: the network's own output is equal."""
+    monkeypatch.setattr("algos.policy.round_targets", lambda target: target.clone())
+    policy = make(hidden=(64, 64))
+    features, account = rows(130)
+    whole = policy.decide(features, account)
+    for count in (1, 2, 3, 7, 8, 9, 33, 63, 64, 65, 127):
+        assert torch.equal(policy.decide(features[:count], account[:count]), whole[:count])
+
+
+def test_decision_is_the_networks_mean_action_mapped_and_rounded() -> None:
+    policy = make(mapping="neutral")
+    features, account = rows(9)
+    x = torch.cat((features, account), dim=1)
+    for i, (weight, bias, _) in enumerate(policy._steps):
+        x = x @ weight + bias
+        x = torch.tanh(x) if i < 2 else x
+    action = torch.tanh(x)
+    tilt = 1.5 * (action[:, 0] - action[:, 1]) / 4
+    target = policy.decide(features, account)
+    torch.testing.assert_close(target, torch.stack((tilt, -tilt), dim=1), rtol=0, atol=0.51e-4)
+    scaled = target * 1e4
+    torch.testing.assert_close(scaled, scaled.round(), rtol=0, atol=1e-9)
+
+
+def test_decisions_do_not_remember_earlier_rows() -> None:
+    policy = make()
+    features, account = rows(5)
+    first = policy.decide(features, account)
+    policy.decide(*rows(64, seed=9))
+    assert torch.equal(policy.decide(features, account), first)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "silu"])
+def test_saved_policy_decides_equally_to_the_bit(tmp_path: Path, activation: str) -> None:
+    policy = make(activation=activation)
+    policy.save(tmp_path / "p")
+    loaded = Policy.load(tmp_path / "p")
+    assert torch.equal(loaded.decide(*rows(70)), policy.decide(*rows(70)))
+    assert loaded.feature_names == policy.feature_names
+    assert {f.name for f in (tmp_path / "p").iterdir()} == {"policy.safetensors", "policy.json"}
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    make().save(tmp_path)
+    about = json.loads((tmp_path / "policy.json").read_text())
+    (tmp_path / "policy.json").write_text(json.dumps({**about, "network": [1, 2, 3]}))
+    with pytest.raises(ValueError, match="different networks"):
+        Policy.load(tmp_path)
+    (tmp_path / "policy.json").write_text(json.dumps({**about, "schema": 99}))
+    with pytest.raises(ValueError, match="schema"):
+        Policy.load(tmp_path)
+
+
+def test_wrong_number_of_features_is_refused() -> None:
+    features, account = rows(3)
+    with pytest.raises(ValueError, match="21 inputs"):
+        make().decide(features[:, 1:], account)
+
+
+def test_ensemble_is_the_mean_of_rounded_members() -> None:
+    members = [make(seed) for seed in range(3)]
+    features, account = rows(40)
+    mean = torch.stack([m.decide(features, account) for m in members]).mean(0)
+    target = EnsemblePolicy(members).decide(features, account)
+    torch.testing.assert_close(target, mean, rtol=0, atol=0.51e-4)
+    assert torch.equal(EnsemblePolicy(members[:1]).decide(features, account), members[0].decide(features, account))
+    with pytest.raises(ValueError, match="at least one"):
+        EnsemblePolicy([])
