@@ -38,7 +38,7 @@ def block_starts(sessions: int, block: int, resamples: int, seed: int) -> NDArra
     return generator.integers(0, sessions, size=(resamples, -(-sessions // block)))
 
 
-def _block_sums(values: Array, starts: NDArray[np.int64], block: int) -> Array:
+def block_sums(values: Array, starts: NDArray[np.int64], block: int) -> Array:
     """Sum of each resample [resamples] of one series [D]; the last block is cut to the series' length."""
     sessions = values.size
     wrapped = np.concatenate([[0.0], np.cumsum(np.concatenate([values, values[:block]]))])
@@ -56,8 +56,8 @@ def resampled_sharpes(returns: Array, starts: NDArray[np.int64], block: int, ses
     mean = returns.mean()
     centred = returns - mean
     variance = float(np.mean(centred**2))
-    first = _block_sums(centred, starts, block) / returns.size
-    second = _block_sums(centred**2, starts, block) / returns.size - first**2
+    first = block_sums(centred, starts, block) / returns.size
+    second = block_sums(centred**2, starts, block) / returns.size - first**2
     degenerate = second <= 1e-9 * variance
     return np.where(
         degenerate, 0.0, math.sqrt(sessions_per_year) * (mean + first) / np.sqrt(np.where(degenerate, 1.0, second))

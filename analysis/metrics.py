@@ -138,8 +138,7 @@ def cvar(returns: Array, level: float = 0.95) -> float:
     """
     if returns.size == 0:
         return 0.0
-    # The rounding keeps (D - 1) * 0.05 from falling just below a whole number.
-    count = int(round((returns.size - 1) * (1 - level), 9)) + 1
+    count = int((returns.size - 1) * (1 - level)) + 1
     return float(np.partition(returns, count - 1)[:count].mean())
 
 

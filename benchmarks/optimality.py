@@ -2,6 +2,11 @@
 
 ``python -m benchmarks.optimality [--seeds K] [--steps N] [--cost-bps 2 10] [--mapping direct] [--out FOLDER]``
 
+The learner is the product's default but for four settings: the three penalties are off, so that it maximises log
+growth; the learning rate decays; exploration starts wider; and the spread's z-scores reach back 1,000 bars. The
+last matters most: the spread's mean is constant here, and through the default windows of at most 250 bars the
+features explain only 78 % of the spread's variance, which caps the share near 0.87 before any learning.
+
 For each seed and cost: train on 50,000 bars of one market, then run the deterministic policy, the solution of the
 dynamic programme and the sign of the spread through the ledger on the same fresh path of 100,000 bars from another
 market, with the scaler of the training market. The share is the ratio of realised log growth to the solution's.
@@ -33,7 +38,8 @@ from rayconf.keys import derive_key
 PAIR = "SYNA/SYNB"
 TRAIN_BARS, REST_BARS = 50_000, 1_000
 FRESH_BARS, PIECES = 100_000, 20
-FRESH_SEED = 10_000
+Z_WINDOWS, BURN = (20, 60, 120, 250, 500, 1000), 1004
+FRESH_SEED = 20_000
 """Seeds of the fresh markets start here; training markets count from 0."""
 BLOCK, RESAMPLES = 250, 999
 
@@ -41,17 +47,19 @@ PieceDecide = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def training_run(seed: int, cost_bps: float, steps: int, mapping: str, assignments: Sequence[str]) -> RunConfig:
-    """A single learner that maximises log growth: penalties off, real costs in training, cosine schedule.
+    """A single learner that maximises log growth on 50,000 bars.
 
-    The number of PPO updates is ``steps`` divided by the batch, at least one.
+    The number of PPO updates is ``steps`` divided by the batch, at least one. ``assignments`` (``path=value``) come
+    last and win.
     """
-    train = TRAIN_BARS / (TRAIN_BARS + REST_BARS)
+    share = TRAIN_BARS / (TRAIN_BARS + REST_BARS)
     settings = [
         f"data.pairs=[{PAIR}]",
         "synthetic.form=plain",
         f"synthetic.seed={seed}",
-        f"synthetic.bars={252 + TRAIN_BARS + REST_BARS}",
-        f"split.fractions=[{train}, {(1 - train) / 2}, {(1 - train) / 2}]",
+        f"split.fractions=[{share}, {(1 - share) / 2}, {(1 - share) / 2}]",
+        f"split.burn={BURN}",
+        f"features.z_windows={list(Z_WINDOWS)}",
         f"seed={seed}",
         f"costs.commission_bps={cost_bps / 2}",
         f"costs.slippage_bps={cost_bps / 2}",
@@ -59,13 +67,18 @@ def training_run(seed: int, cost_bps: float, steps: int, mapping: str, assignmen
         "env.risk_penalty=0",
         "env.turnover_penalty=0",
         "env.cvar_weight=0",
-        "optimizer.learning_rate=0.001",
         "optimizer.schedule=cosine",
+        "network.initial_log_std=0",
         *assignments,
     ]
-    batch = load_config(assignments=settings).ppo
-    updates = max(1, round(steps / (batch.num_envs * batch.rollout_steps)))
-    return load_config(assignments=[*settings, f"pbt.iterations={updates}", f"pbt.interval={updates}"])
+    run = load_config(assignments=settings)
+    updates = max(1, round(steps / (run.ppo.num_envs * run.ppo.rollout_steps)))
+    lengths = [
+        f"synthetic.bars={run.split.burn + TRAIN_BARS + REST_BARS}",
+        f"pbt.iterations={updates}",
+        f"pbt.interval={updates}",
+    ]
+    return load_config(assignments=[*settings, *lengths])
 
 
 def train(run: RunConfig) -> tuple[PieceDecide, PairMarket, dict[str, float]]:
@@ -218,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="benchmarks.optimality", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 0")
-    parser.add_argument("--steps", type=int, default=1_500_000, help="environment steps per training")
+    parser.add_argument("--steps", type=int, default=2_000_000, help="environment steps per training")
     parser.add_argument("--cost-bps", type=float, nargs="+", default=[2.0, 10.0], help="total cost per side")
     parser.add_argument(
         "--mapping", choices=("direct", "neutral"), default="direct", help="action mapping of the learner"
@@ -237,10 +250,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = pd.concat(tables, ignore_index=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     result.to_parquet(arguments.out / "optimality.parquet", index=False)
-    learners = result[result.policy == "learner"].groupby("cost_bps").share
-    for cost_bps, shares in learners:
-        spread = f" +- {shares.std():.3f} over seeds" if len(shares) > 1 else ""
-        print(f"{cost_bps:g} bps: share of the optimal growth rate {shares.mean():.3f}{spread}")
+    learners = result[result.policy == "learner"]
+    for cost_bps in arguments.cost_bps:
+        shares = learners.share[learners.cost_bps == cost_bps]
+        extent = f"{shares.min():.3f} .. {shares.max():.3f} over {len(shares)} seeds"
+        print(f"{cost_bps:g} bps: share of the optimal growth rate {shares.mean():.3f} ({extent})")
 
 
 if __name__ == "__main__":

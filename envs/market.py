@@ -205,7 +205,7 @@ def _check_lengths(pair: str, splits: dict[str, Span], session: np.ndarray, run:
             unit = "sessions" if name == "validation" else "bars"
             raise UserError(
                 f"{pair}: {len(session)} bars are too few: {name} has {have[name]} {unit} after burn-in and embargo "
-                f"and needs {need[name]}; give more history or other split.fractions"
+                f"and needs {need[name]}; give more history or other split borders"
             )
 
 

@@ -82,12 +82,12 @@ def fit_z_score(market: PairMarket, run: RunConfig) -> ZScoreRule:
         batch=len(Z_GRID),
         leverage=run.costs.leverage,
     )
-    session = market.session[record.fill_bar[:, 0]]
+    dates = market.dates[record.fill_bar[:, 0]]
     scores = [
         fitness.evaluate(
             record.net_return[:, i],
             record.gross[:, i],
-            session,
+            dates,
             market.sessions_per_year,
             bool(record.equity[-1, i] <= run.costs.ruin_fraction),
             run.pbt,

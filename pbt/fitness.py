@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.bootstrap import block_length, block_starts, block_sums
+from analysis.metrics import session_returns
 from rayconf.keys import derive_key
 from rayconf.sections import PBTConfig
 
@@ -34,12 +36,6 @@ class Fitness:
     windows: int
 
 
-def session_returns(net_return: np.ndarray, session: np.ndarray) -> np.ndarray:
-    """Simple returns [K] compounded within sessions [K] (non-decreasing labels) to [S]."""
-    starts = np.flatnonzero(np.diff(session, prepend=session[0] - 1))
-    return np.multiply.reduceat(1 + net_return, starts) - 1
-
-
 def floored_sharpe(mean: np.ndarray, var: np.ndarray, per_year: float, floor: float) -> np.ndarray:
     """Floored Sharpe ratio of population moments per session; exactly 0 for cash."""
     deviation = np.sqrt(np.maximum(var, 0) + floor**2 / per_year)
@@ -57,31 +53,22 @@ def _values(returns: np.ndarray, pbt: PBTConfig) -> np.ndarray:
     return np.log(np.maximum(1 + returns, 1e-12)) if pbt.fitness == "growth" else returns
 
 
-class BlockSums:
-    """Circular block bootstrap of sums, the resampled indices fixed by the seed.
+class Resampler:
+    """The circular block bootstrap of one (seed, pair, generation): the same resamples serve every member."""
 
-    Resample b joins blocks of ``block`` consecutive observations from random starts, wrapping around, cut to
-    the length of the data. Sums of blocks come from running sums, so no resample is ever written out.
-    """
+    def __init__(self, sessions: int, pbt: PBTConfig, *key: object) -> None:
+        self._pbt, self._sessions = pbt, sessions
+        self._block = block_length(sessions, pbt.block)
+        self._starts = block_starts(sessions, self._block, pbt.bootstrap, derive_key(*key))
 
-    def __init__(self, length: int, block: int, resamples: int, seed: int) -> None:
-        self.length, self._block = length, min(block, length)
-        count = math.ceil(length / self._block)
-        self._tail = length - (count - 1) * self._block
-        self._starts = np.random.Generator(np.random.PCG64(seed)).integers(0, length, (resamples, count))
+    def scores(self, returns: np.ndarray, per_year: float) -> np.ndarray:
+        """The fitness statistic of session returns [S], pooled over the span, in every resample [B]."""
+        values = _values(returns, self._pbt)
+        mean = self._mean(values)
+        return _score(mean, self._mean(values**2) - mean**2, per_year, self._pbt)
 
-    def mean(self, values: np.ndarray) -> np.ndarray:
-        """Mean of ``values`` [S] in every resample, [B]."""
-        running = np.concatenate(([0.0], np.cumsum(np.concatenate((values, values[: self._block])))))
-        whole, last = self._starts[:, :-1], self._starts[:, -1]
-        total = (running[whole + self._block] - running[whole]).sum(1) + running[last + self._tail] - running[last]
-        return total / self.length
-
-    def score(self, returns: np.ndarray, per_year: float, pbt: PBTConfig) -> np.ndarray:
-        """The fitness statistic, pooled over the span, in every resample, [B]."""
-        values = _values(returns, pbt)
-        mean = self.mean(values)
-        return _score(mean, self.mean(values**2) - mean**2, per_year, pbt)
+    def _mean(self, values: np.ndarray) -> np.ndarray:
+        return block_sums(values, self._starts, self._block) / self._sessions
 
 
 def pooled_score(returns: np.ndarray, per_year: float, pbt: PBTConfig) -> float:
@@ -90,15 +77,10 @@ def pooled_score(returns: np.ndarray, per_year: float, pbt: PBTConfig) -> float:
     return float(_score(values.mean(), values.var(), per_year, pbt))
 
 
-def resampler(length: int, pbt: PBTConfig, *key: object) -> BlockSums:
-    """The bootstrap of one (seed, pair, generation); the same indices serve every member."""
-    return BlockSums(length, pbt.block, pbt.bootstrap, derive_key(*key, "bootstrap"))
-
-
 def evaluate(
     net_return: np.ndarray,
     gross: np.ndarray,
-    session: np.ndarray,
+    dates: np.ndarray,
     per_year: float,
     ruined: bool,
     pbt: PBTConfig,
@@ -109,7 +91,7 @@ def evaluate(
     Args:
         net_return: [K] simple net returns per bar.
         gross: [K] gross exposure held.
-        session: [K] session index of each bar.
+        dates: [K] label of each bar.
         per_year: Sessions per year.
         ruined: Whether the account was ruined.
         pbt: Metric, windows and bootstrap.
@@ -118,8 +100,8 @@ def evaluate(
     idle = bool(np.mean(gross) < IDLE_GROSS)
     if ruined or not np.isfinite(net_return).all():
         return Fitness(BROKEN, 0.0, True, idle, 0)
-    returns = session_returns(net_return, session)
-    se = float(resampler(len(returns), pbt, *key).score(returns, per_year, pbt).std(ddof=1))
+    returns, _ = session_returns(net_return, dates)
+    se = float(Resampler(len(returns), pbt, *key).scores(returns, per_year).std(ddof=1))
     starts = range(0, len(returns) - pbt.window + 1, pbt.window_step)
     if len(starts) < FEW_WINDOWS or pbt.fitness == "growth":
         value = pooled_score(returns, per_year, pbt)
@@ -141,19 +123,13 @@ class Gap:
 
 
 def paired_gap(
-    donor: np.ndarray, member: np.ndarray, session: np.ndarray, per_year: float, pbt: PBTConfig, *key: object
+    donor: np.ndarray, member: np.ndarray, dates: np.ndarray, per_year: float, pbt: PBTConfig, *key: object
 ) -> Gap:
     """Gap of the pooled statistic, donor less member, with its paired bootstrap standard error.
 
     Both series are net returns [K] on the same bars; the same resamples serve both, so what they share cancels.
     """
-    d, m = session_returns(donor, session), session_returns(member, session)
-    sample = resampler(len(d), pbt, *key)
-    spread = sample.score(d, per_year, pbt) - sample.score(m, per_year, pbt)
+    d, m = (session_returns(stream, dates)[0] for stream in (donor, member))
+    sample = Resampler(len(d), pbt, *key)
+    spread = sample.scores(d, per_year) - sample.scores(m, per_year)
     return Gap(pooled_score(d, per_year, pbt) - pooled_score(m, per_year, pbt), float(spread.std(ddof=1)))
-
-
-def plain_sharpe(net_return: np.ndarray, session: np.ndarray, per_year: float) -> float:
-    """Annualised Sharpe ratio of net returns [K] compounded to sessions, without floor; 0 without variance."""
-    returns = session_returns(net_return, session)
-    return float(floored_sharpe(returns.mean(), returns.var(), per_year, 0.0))

@@ -18,10 +18,11 @@ import ray
 import torch
 from ray import tune
 
-from algos.markets import provide
 from algos.config import PairPPOConfig
+from algos.markets import provide
 from algos.pair_ppo import PairPPO
 from algos.policy import Policy
+from analysis.metrics import session_returns, sharpe
 from envs.batched import uses_drawdown
 from envs.ledger import Terms
 from envs.market import PairMarket, Span
@@ -175,12 +176,12 @@ class PairMember(PairPPO):
             leverage=run.costs.leverage,
             drawdown=uses_drawdown(run),
         )
-        session = market.session[result.fill_bar[:, 0]]
+        dates = market.dates[result.fill_bar]
         per_year = market.sessions_per_year
         measured = fitness.evaluate(
             result.net_return[:, 0],
             result.gross[:, 0],
-            session,
+            dates[:, 0],
             per_year,
             bool(result.equity[-1, 0] <= run.costs.ruin_fraction),
             run.pbt,
@@ -189,16 +190,15 @@ class PairMember(PairPPO):
             generation,
         )
         self._keep(result.net_return[:, 0], generation)
-        train_sharpe = None
-        if len(spans) > 1:
-            train_session = market.session[result.fill_bar[:, 1]]
-            train_sharpe = fitness.plain_sharpe(result.net_return[:, 1], train_session, per_year)
+        sharpes = [
+            sharpe(session_returns(result.net_return[:, row], dates[:, row])[0], per_year) for row in range(len(spans))
+        ]
         return {
             "fitness": measured.value,
             "fitness_se": measured.se,
             "idle": measured.idle,
-            "val_sharpe": fitness.plain_sharpe(result.net_return[:, 0], session, per_year),
-            "train_sharpe": train_sharpe,
+            "val_sharpe": sharpes[0],
+            "train_sharpe": sharpes[1] if len(sharpes) > 1 else None,
         }
 
     def _keep(self, net_return: np.ndarray, generation: int) -> None:

@@ -134,7 +134,7 @@ def _population(run: RunConfig, directory: RunDir, market: PairMarket) -> PairPo
     known = manifest.is_file()
     committed = Population.read(manifest) if known else populations_of.start(run, market.pair, directory)
     span = market.splits["validation"]
-    clock = PairClock(market.session[span.start : span.stop - 1], market.sessions_per_year)
+    clock = PairClock(market.dates[span.start : span.stop - 1], market.sessions_per_year)
     return PairPopulation(run, directory, clock, committed)
 
 

@@ -21,8 +21,8 @@ LOST = float("-inf")
 class PairClock:
     """What the statistics need to know of a pair's validation span."""
 
-    session: np.ndarray
-    """[K] session of each validation fill."""
+    dates: np.ndarray
+    """[K] label of each validation fill."""
     sessions_per_year: float
 
 
@@ -180,7 +180,7 @@ class PairPopulation:
         returns = [np.load(self._directory.validation_file(self.pair, name, generation)) for name in (donor, member)]
         key = (self._run.seed, self.pair, generation)
         clock = self._clock
-        return fitness.paired_gap(*returns, clock.session, clock.sessions_per_year, self._run.pbt, *key)
+        return fitness.paired_gap(*returns, clock.dates, clock.sessions_per_year, self._run.pbt, *key)
 
     def _journal(
         self,

@@ -62,7 +62,7 @@ class Tracking:
                 name=stream,
                 id=f"{self._directory.name}-{stream}",
                 resume="allow",
-                mode=self._run.tracking.wandb,
+                mode="online" if self._run.tracking.wandb == "online" else "offline",
                 dir=str(self._directory.path),
                 config=self._run.model_dump(mode="json"),
                 reinit="create_new",

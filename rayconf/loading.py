@@ -1,5 +1,6 @@
 """From presets, files, flags and ``--set`` to one ``RunConfig``. Precedence in that order, later wins."""
 
+import contextlib
 import difflib
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -62,10 +63,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"--set: the value of {path} is not valid YAML: {raw!r}") from error
     if isinstance(value, str):
-        try:  # YAML 1.1 reads 3e-4 as text
+        with contextlib.suppress(ValueError):  # YAML 1.1 reads 3e-4 as text
             value = float(value)
-        except ValueError:
-            pass
     return path, value
 
 
@@ -76,7 +75,7 @@ def assign(settings: dict[str, Any], path: str, value: Any) -> None:
         near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
         section = path.partition(".")[0] + "."
         siblings = [name for name in known if name.startswith(section)]
-        hint = f"did you mean {near[0]}?" if near else "known: " + ", ".join(siblings or known[:2] + ["..."])
+        hint = f"did you mean {near[0]}?" if near else "known: " + ", ".join(siblings or [*known[:2], "..."])
         raise UserError(f"--set: {path!r} is no field of a run (value {value!r}); {hint}")
     *parents, leaf = path.split(".")
     node = settings

@@ -61,12 +61,12 @@ class RunConfig(Section):
     ppo: PPOConfig = PPOConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     pbt: PBTConfig = PBTConfig()
-    search: dict[str, Range] = {}
+    search: dict[str, Range] = Field(default_factory=dict)
     """What PBT mutates, by hyperparameter name; empty: learning rate and the four penalties."""
     backtest: BacktestConfig = BacktestConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
     """Versions of the packages that made the run; written, never read."""
 
     @model_validator(mode="before")

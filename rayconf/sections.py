@@ -20,22 +20,22 @@ class DataConfig(Section):
     """Where prices come from. Without a directory the embedded synthetic market is used."""
 
     dir: str | None = None
-    """Directory (or ``hf://datasets/OWNER/NAME``) with one CSV or Parquet file per ticker; null: synthetic market."""
+    """Directory or ``hf://datasets/OWNER/NAME`` with one CSV or Parquet file per ticker; null: synthetic."""
     pairs: tuple[str, ...] = ("SYNA/SYNB", "SYNC/SYND")
     """Pairs to train, each ``AAA/BBB``; every pair has its own population."""
     fill: Literal["open", "close"] = "open"
     """Price at which orders fill: the next ``open``; ``close`` for data sets that have closes only."""
     adjust: bool = True
-    """Where a file has ``Adj Close``: scale all its prices by ``Adj Close / Close`` (total returns). False ignores it."""
+    """Scale prices by ``Adj Close / Close`` where a file has it (total returns); false ignores the column."""
     bars_per_year: Positive | None = None
-    """Bars per year for annualising; null: inferred from the dates (252 sessions, or 365 days for a market that never closes)."""
+    """Bars per year; null: inferred from the dates (252 sessions, or 365 for a market that never closes)."""
 
 
 class SyntheticConfig(Section):
     """The embedded market: two legs, a common factor and a mean-reverting spread."""
 
     form: Literal["plain", "full"] = "full"
-    """``plain``: one regime, Gaussian, optimum known; ``full``: volatility regimes, fat tails, moving mean of the spread."""
+    """``plain``: one regime, Gaussian, optimum known; ``full``: regimes, fat tails, moving mean of the spread."""
     bars: Count = 65_252
     """Number of daily bars generated per pair."""
     half_life: Positive = 20.0

@@ -1,4 +1,5 @@
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,27 @@ def test_a_word_outside_the_contract_is_refused(tmp_path: Path) -> None:
         write([row], tmp_path / "l.parquet", "lineage", ("x",))
     write([{**row, "operation": "explore", "hp_x": 1, "old_hp_x": math.nan}], tmp_path / "l.parquet", "lineage", ("x",))
     assert frames.read_frame(tmp_path / "l.parquet").column("old_hp_x").to_pylist() == [None]
+
+
+def test_a_reader_of_the_old_frame_is_not_disturbed_and_nan_in_a_table_is_null(tmp_path: Path) -> None:
+    path = tmp_path / "v.parquet"
+    write([ROW], path)
+    os.link(path, tmp_path / "held")
+    before = path.read_bytes()
+    write(pa.Table.from_pylist([{**ROW, "net_return": math.nan}], frames.validation_schema()), path)
+    assert (tmp_path / "held").read_bytes() == before
+    assert frames.read_frame(path).column("net_return").null_count == 1
+
+
+def test_chunks_leave_no_trace_in_a_long_frame(tmp_path: Path) -> None:
+    dates = np.arange(np.datetime64("2000-01-01"), np.datetime64("2000-01-01") + 9000)
+    returns = np.random.default_rng(0).normal(size=9000)
+    constants = {"window": 0, "pair": "A/B", "member": "m00", "generation": 0}
+    whole = frames.frame_block(frames.validation_schema(), constants, {"date": dates, "net_return": returns})
+    parts = pa.concat_tables([whole.slice(start, 700) for start in range(0, 9000, 700)])
+    write(whole, tmp_path / "a.parquet")
+    write(parts, tmp_path / "b.parquet")
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
 def test_a_failed_write_leaves_the_old_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

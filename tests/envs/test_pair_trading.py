@@ -20,13 +20,7 @@ from envs.replay import replay
 from rayconf.run_config import RunConfig
 from tests.envs.conftest import LEVERAGE, make_market, make_run, reading_policy
 
-INFO = {
-    "turnover": "turnover",
-    "trading_cost": "trading_cost",
-    "financing": "financing",
-    "net_return": "net_return",
-    "equity": "equity",
-}
+INFO = ("turnover", "trading_cost", "financing", "net_return", "equity")
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
@@ -65,13 +59,13 @@ def drive(run: RunConfig, act: Callable[[torch.Tensor, torch.Tensor], torch.Tens
         row = torch.from_numpy(seen).unsqueeze(0)
         assert row.dtype == torch.float64
         seen, _, terminated, truncated, info = env.step(act(row[:, :5], row[:, 5:])[0].numpy())
-        for name, column in INFO.items():
-            assert info[name] == getattr(record, column)[i, 0], name
+        for name in INFO:
+            assert info[name] == getattr(record, name)[i, 0], name
         np.testing.assert_array_equal(info["weights"], record.weight[i, 0])
         assert info["date"] == str(market.dates[record.fill_bar[i, 0]])
         assert not terminated
         assert truncated == (i == span.rows - 1)
-    assert abs(record.equity[-1, 0] - 1) > 0.01
+    assert record.equity.std() > 0.005
     assert record.turnover.mean() > 0.05
 
 
@@ -165,7 +159,7 @@ def test_training_starts_vary_with_the_seed_alone() -> None:
 numbers = st.lists(st.tuples(*[st.floats(-1, 1)] * 2), min_size=1, max_size=9)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(pairs=numbers, leverage=st.floats(0.1, 4))
 def test_mappings(pairs: list[tuple[float, float]], leverage: float) -> None:
     action = torch.tensor(pairs, dtype=torch.float64)
@@ -179,7 +173,7 @@ def test_mappings(pairs: list[tuple[float, float]], leverage: float) -> None:
     torch.testing.assert_close(extreme[0, 0], torch.tensor(leverage / 2, dtype=torch.float64))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(pairs=numbers)
 def test_rounding_of_targets(pairs: list[tuple[float, float]]) -> None:
     target = torch.tensor(pairs, dtype=torch.float64) * 1.5
