@@ -168,8 +168,8 @@ class BatchedPairTrading:
         return torch.cat((self._features.index_select(0, self._bar), view), dim=1)
 
     def _starts(self) -> Tensor:
-        latest = max(self._first, self._last - self._episode_bars + 1)
-        starts = torch.randint(self._first, latest + 1, (self.num_envs,), generator=self._generator)
+        # Any bar, also close to the end, where truncation bootstraps: the latest bars count as much as others.
+        starts = torch.randint(self._first, self._last + 1, (self.num_envs,), generator=self._generator)
         return starts.to(self._device)
 
     def _deepen(self, log_growth: Tensor) -> Tensor | None:

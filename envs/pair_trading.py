@@ -52,8 +52,7 @@ class PairTradingEnv(gym.Env[np.ndarray, np.ndarray]):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Open a new account in cash."""
         super().reset(seed=seed)
-        latest = max(self._first, self._last - self._run.env.episode_bars + 1)
-        self._bar = int(self.np_random.integers(self._first, latest + 1)) if self._training else self._first
+        self._bar = int(self.np_random.integers(self._first, self._last + 1)) if self._training else self._first
         self._age = 0
         self._account = ledger.open_accounts(1)
         self._log_equity = self._log_peak = self._depth = 0.0

@@ -54,7 +54,7 @@ class SplitConfig(Section):
     """Chronological train / validation / test, common to all pairs of a run."""
 
     fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)
-    """Shares of train, validation and test of the longest pair's bars after the burn-in; used unless dates are given."""
+    """Shares of train, validation and test in the longest pair's bars after burn-in, unless dates are given."""
     validation_start: str | None = None
     """First date of validation (ISO); give both dates or none."""
     test_start: str | None = None
@@ -110,7 +110,7 @@ class CostsConfig(Section):
     short_rate: NonNegative = 0.005
     """Fee per year on the value sold short."""
     financing: Literal["longs", "gross"] = "longs"
-    """``longs``: interest on longs beyond equity; ``gross``: on gross exposure beyond equity, as the original log did."""
+    """``longs``: interest on longs beyond equity; ``gross``: on gross exposure beyond equity."""
     ruin_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """An account at or below this fraction of its start is closed for good."""
 
@@ -201,7 +201,7 @@ class OptimizerConfig(Section):
     weight_decay: NonNegative = 1e-4
     """Decoupled weight decay."""
     schedule: Literal["auto", "cosine", "constant"] = "auto"
-    """After warm-up: ``cosine`` to the floor or ``constant``; ``auto``: constant where PBT mutates the learning rate, else cosine."""
+    """After warm-up. ``auto``: ``constant`` where PBT mutates the learning rate, else ``cosine`` to the floor."""
     warmup_fraction: Fraction = 0.02
     """Share of all updates over which the learning rate rises linearly."""
     floor_fraction: Fraction = 0.1
@@ -226,7 +226,7 @@ class PBTConfig(Section):
     replace_z: NonNegative = 1.0
     """A member is replaced when its paired gap to the donor exceeds this many standard errors."""
     fitness: Literal["sharpe", "growth"] = "sharpe"
-    """``sharpe``: floored Sharpe, median of rolling windows less one standard error; ``growth``: log growth less one."""
+    """``sharpe``: floored Sharpe, median of rolling windows less one error; ``growth``: log growth less one."""
     fitness_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Weight of the past in the exponential mean of fitness that ranks members; 0 ranks by the last evaluation."""
     window: Annotated[int, Field(ge=21)] = 126
@@ -244,7 +244,7 @@ class PBTConfig(Section):
     survivors: Count = 3
     """Snapshots per pair that are back-tested; their equal-weight ensemble is the run's headline."""
     survivor_correlation: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Survivors are taken best first, leaving out streams that correlate this much with one already taken while others remain."""
+    """Best first, streams that correlate this much with one already taken wait until no others remain."""
     max_failures: Count = 3
     """Failures of one member in one generation after which it is lost and replaced by the ordinary rule."""
 

@@ -107,7 +107,7 @@ def test_rows_equal_slow_accounts(measure: str, lag: int) -> None:
     mapping = "neutral" if lag == 3 else "direct"
     _, truncated = follow(make_market(seed=lag), strong(measure, lag, mapping), 1, lambda env: None)
     assert truncated >= 6
-    terminated, _ = follow(make_market(seed=lag, crashes=0.05), strong(measure, lag), 2, lambda env: None)
+    terminated, _ = follow(make_market(seed=lag, crashes=0.1), strong(measure, lag), 2, lambda env: None)
     assert terminated >= 2
 
 
@@ -192,7 +192,7 @@ def test_nothing_outside_train_is_touched(seed: int, lag: int, start: int, rows:
 
 def test_clocks_are_staggered_and_starts_spread() -> None:
     run = make_run(episode_bars=20)
-    env = BatchedPairTrading(make_market(), run, 256, generator=torch.Generator().manual_seed(0))
+    env = BatchedPairTrading(make_market(4000), run, 256, generator=torch.Generator().manual_seed(0))
     seen = env.reset()
     assert len(set(seen[:, 0].tolist())) > 80
     finished = torch.stack([env.step(torch.zeros(256, 2)).truncated.float().mean() for _ in range(60)])
