@@ -82,6 +82,10 @@ class Policy:
     def _decide_block(self, features: Tensor, account: Tensor, rows: int, width: int) -> Tensor:
         self._block[:rows, :width] = features
         self._block[:rows, width:] = account
+        return round_targets(target_weights(self._run_block(rows), self.mapping, self.leverage))
+
+    def _run_block(self, rows: int) -> Tensor:
+        """Mean actions [rows, 2] for the first rows of the block; overwritten by the next pass."""
         # Nonlinearities skip rows that nobody asked about; whole vectors of 8, so that no element is computed
         # by another code path when the number of rows changes.
         whole = -(-rows // 8) * 8
@@ -90,8 +94,8 @@ class Policy:
             hidden = torch.addmm(bias, hidden, weight, out=output)
             self._activate(hidden[:whole])
         weight, bias, output = self._steps[-1]
-        action = torch.addmm(bias, hidden, weight, out=output)[:whole].tanh_()
-        return round_targets(target_weights(action[:rows], self.mapping, self.leverage))
+        torch.addmm(bias, hidden, weight, out=output)
+        return output[:whole].tanh_()[:rows]
 
     def save(self, folder: Path) -> None:
         """Write ``policy.safetensors`` and ``policy.json`` into ``folder``."""
@@ -154,10 +158,77 @@ class EnsemblePolicy:
 
     def decide(self, features: Tensor, account: Tensor) -> Tensor:
         """Target weights [B, 2] float64, see ``Policy.decide``."""
-        total = self.members[0].decide(features, account)
-        for member in self.members[1:]:
-            total = total + member.decide(features, account)
-        return round_targets(total / len(self.members))
+        first, *others = (member.decide(features, account) for member in self.members)
+        return _mean(first, others)
+
+
+class PolicyStack:
+    """Several policies side by side, each over rows of its own: what they decide alone, to the bit.
+
+    Every network runs once per call, over the rows of its own policy and of the ensembles it is a member of, in
+    the same blocks as alone. Not safe for threads.
+
+    Args:
+        policies: Policies and ensembles in the order of their rows; members that are the same object are one.
+        rows: Number of consecutive rows of each.
+
+    Raises:
+        ValueError: If inputs, mapping or leverage of the networks differ.
+    """
+
+    def __init__(self, policies: Sequence[Policy | EnsemblePolicy], rows: int) -> None:
+        members = [policy.members if isinstance(policy, EnsemblePolicy) else (policy,) for policy in policies]
+        networks = list({id(network): network for team in members for network in team}.values())
+        if len({(n.inputs, n.mapping, n.leverage) for n in networks}) > 1:
+            raise ValueError("policies of a stack need the same inputs, mapping and leverage")
+        self._policy = networks[0]
+        place: dict[tuple[int, int], int] = {}
+        asked: list[tuple[Policy, Tensor, slice]] = []
+        for network in networks:
+            wanted = [p * rows + i for p, team in enumerate(members) if network in team for i in range(rows)]
+            for part in (wanted[i : i + BLOCK] for i in range(0, len(wanted), BLOCK)):
+                asked.append((network, torch.tensor(part), slice(len(place), len(place) + len(part))))
+                place.update({(id(network), row): len(place) + i for i, row in enumerate(part)})
+        self._actions = torch.empty(len(place), 2, dtype=torch.float64)
+        self._passes = [
+            (network, network._block[: len(part)], part, self._actions[where]) for network, part, where in asked
+        ]
+        # Targets of all passes, then those of the ensembles; from there every row takes its own.
+        self._teams: list[tuple[int, Tensor]] = []
+        order, size = [], len(place)
+        for p, team in enumerate(members):
+            sources = [[place[id(network), p * rows + i] for i in range(rows)] for network in team]
+            if len(team) == 1:
+                order.extend(sources[0])
+            else:
+                self._teams.append((len(team), torch.tensor(sources).flatten()))
+                order.extend(range(size, size + rows))
+                size += rows
+        self._order = torch.tensor(order)
+
+    def decide(self, features: Tensor, account: Tensor) -> Tensor:
+        """Target weights [B, 2] float64 for B rows, policy by policy; see ``Policy.decide``."""
+        seen = torch.cat((features, account), dim=1)
+        if seen.shape[1] != self._policy.inputs or len(seen) != len(self._order):
+            wanted = f"[{len(self._order)}, {self._policy.inputs}]"
+            raise ValueError(f"the stack expects inputs {wanted}, got {list(seen.shape)}")
+        for network, block, rows, actions in self._passes:
+            torch.index_select(seen, 0, rows, out=block)
+            actions.copy_(network._run_block(len(block)))
+        targets = round_targets(target_weights(self._actions, self._policy.mapping, self._policy.leverage))
+        means = []
+        for count, sources in self._teams:
+            first, *others = targets.index_select(0, sources).view(count, -1, 2).unbind()
+            means.append(_mean(first, others))
+        return torch.cat((targets, *means)).index_select(0, self._order)
+
+
+def _mean(first: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """Mean of target weights, rounded; added one by one, so that the order of additions is always the same."""
+    total = first
+    for other in others:
+        total = total + other
+    return round_targets(total / (1 + len(others)))
 
 
 def _silu_(x: Tensor) -> Tensor:

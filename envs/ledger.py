@@ -162,13 +162,18 @@ def step(account: Account, target: Tensor, returns: Tensor, dt: Tensor | float, 
     after = equity - cost - interest + _sum_legs(earned)
     drifted = held + earned
 
-    ruin = (after <= terms.ruin_fraction * account.start) & ~account.ruined
-    closed = (after - _sum_legs(drifted.abs()) * terms.cost).clamp(min=0)
-    after = torch.where(ruin, closed, after)
-    ruined = account.ruined | ruin
-    drifted = drifted.masked_fill(ruined.unsqueeze(1), 0.0)
-
-    growth = (after / equity).masked_fill(equity <= 0, 1.0)
+    growth = after / equity
+    ruined = account.ruined
+    low = after <= terms.ruin_fraction * account.start
+    # Closed accounts stay low, so that without a low one there is nothing to close. Asking is cheaper than closing
+    # nobody, except on an accelerator, which would have to be waited for.
+    if low.device.type != "cpu" or bool(low.any()):
+        ruin = low & ~ruined
+        closed = (after - _sum_legs(drifted.abs()) * terms.cost).clamp(min=0)
+        after = torch.where(ruin, closed, after)
+        ruined = ruined | ruin
+        drifted = drifted.masked_fill(ruined.unsqueeze(1), 0.0)
+        growth = (after / equity).masked_fill(equity <= 0, 1.0)
     return (
         Account(equity=after, holdings=drifted, start=account.start, ruined=ruined),
         Fill(

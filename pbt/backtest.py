@@ -1,7 +1,7 @@
 """The Ray-parallel simulator: survivors, their ensemble and baselines over splits and scenarios.
 
-All policies and scenarios of a task run as rows of one batch through the ledger. Tasks run side by side, one
-per pair and split; each pair's market lies once in Ray's object store.
+All policies and scenarios of a task run as rows of one batch through the ledger; every network runs once a bar.
+Tasks run side by side, one per pair and split; each pair's market and policies lie once in Ray's object store.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,20 +11,20 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from torch import Tensor
 
-from algos.policy import EnsemblePolicy, Policy
+from algos.policy import EnsemblePolicy, Policy, PolicyStack
 from analysis.frames import daily_schema, frame_block
 from analysis.summary import scenario_id
 from envs.batched import uses_drawdown
 from envs.ledger import Terms
 from envs.market import PairMarket
 from envs.replay import Replay, replay
-from pbt.baselines import ZScoreRule, baseline_targets, fit_z_score
+from pbt.baselines import ZScoreRule, baseline_targets, constant, fit_z_score
 from rayconf.run_config import RunConfig
 
 BASE = "base"
 ENSEMBLE = "ensemble"
+EQUAL_WEIGHT = "equal_weight"
 
 Policies = Mapping[str, Policy | EnsemblePolicy]
 Targets = Mapping[str, np.ndarray]
@@ -67,35 +67,26 @@ class Batch:
     def run(self, market: PairMarket, run: RunConfig, split: str) -> Replay:
         """One continuous account per row over the split."""
         per_policy = len(self.scenarios)
-        learned = [
-            (policy, slice(i * per_policy, (i + 1) * per_policy)) for i, policy in enumerate(self.policies.values())
-        ]
-        first = len(learned) * per_policy
-        table = torch.from_numpy(np.stack([np.asarray(t) for t in self.targets.values()])) if self.targets else None
-        which = torch.arange(len(self.targets)).repeat_interleave(per_policy)
+        stack = PolicyStack(list(self.policies.values()), per_policy) if self.policies else None
+        tables = [torch.from_numpy(np.asarray(table)) for table in self.targets.values()]
         lag = torch.tensor([s.lag for s in self.scenarios] * len(self.names))
         costs = torch.tensor([s.cost_bps for s in self.scenarios] * len(self.names), dtype=torch.float64)
-
-        def decide(bars: Tensor, features: Tensor, account: Tensor) -> Tensor:
-            parts = [policy.decide(features[rows], account[rows]) for policy, rows in learned]
-            if table is not None:
-                parts.append(table[which, bars[first:]])
-            return torch.cat(parts)
-
         return replay(
             market,
             market.splits[split],
-            decide,
+            None if stack is None else lambda _bars, features, account: stack.decide(features, account),
             Terms.from_costs(run.costs, costs),
             int(lag[0]) if bool((lag == lag[0]).all()) else lag,
             batch=len(self.names) * per_policy,
             leverage=run.costs.leverage,
             drawdown=uses_drawdown(run),
+            recorded=[table for table in tables for _ in self.scenarios],
         )
 
     def daily(self, market: PairMarket, run: RunConfig, split: str, name: str) -> dict[tuple[str, str], pa.Table]:
         """Rows of the ``daily`` frame by (scenario, policy); ``name`` is the run's name."""
         record = self.run(market, run, split)
+        gross = record.gross
         tables = {}
         schema = daily_schema()
         for p, policy in enumerate(self.names):
@@ -116,7 +107,7 @@ class Batch:
                     "target_weight_b": record.target[:, row, 1],
                     "weight_a": record.weight[:, row, 0],
                     "weight_b": record.weight[:, row, 1],
-                    "gross": record.gross[:, row],
+                    "gross": gross[:, row],
                     "turnover": record.turnover[:, row],
                     "trading_cost": record.trading_cost[:, row],
                     "financing": record.financing[:, row],
@@ -138,18 +129,28 @@ class Prepared:
 
 def prepare(market: PairMarket, run: RunConfig, policies: Policies) -> Prepared:
     """Fit the z-score rule on train; take the ensemble's mean weights on validation."""
+    torch.set_num_threads(1)
     record = Batch({ENSEMBLE: policies[ENSEMBLE]}, {}, [base_scenario(run)]).run(market, run, "validation")
     mean = record.weight[:, 0].mean(axis=0)
     return Prepared(fit_z_score(market, run), (float(mean[0]), float(mean[1])))
 
 
 def simulate(
-    market: PairMarket, run: RunConfig, policies: Policies, prepared: Prepared, split: str, name: str
+    market: PairMarket, run: RunConfig, policies: Policies, prepared: Prepared | None, split: str, name: str
 ) -> dict[tuple[str, str], pa.Table]:
-    """Daily rows of one pair and split: all scenarios on test, the run's own on train and validation."""
+    """Daily rows of one pair and split, by (scenario, policy).
+
+    Test holds all scenarios, train and validation the run's own. Train, where every fitted policy has seen all,
+    holds the learned policies beside equal weight and needs nothing ``prepared``.
+    """
     torch.set_num_threads(1)
     chosen = scenarios(run) if split == "test" else (base_scenario(run),)
-    targets = baseline_targets(market, run, prepared.zscore, prepared.static)
+    if split == "train":
+        targets = {EQUAL_WEIGHT: constant(market, 0.5, 0.5)}
+    elif prepared is None:
+        raise ValueError(f"the baselines of {split} need what prepare() returns")
+    else:
+        targets = baseline_targets(market, run, prepared.zscore, prepared.static)
     return Batch(policies, targets, chosen).daily(market, run, split, name)
 
 
@@ -173,12 +174,13 @@ def backtest(
         The rows of the ``daily`` frame in the order of its key, and what the baselines were fitted to.
     """
     config = ray.put(run)
-    preparing = {pair: _prepare.remote(markets[pair], config, chosen) for pair, chosen in policies.items()}
-    running = {
-        (split, pair): _simulate.remote(markets[pair], config, chosen, preparing[pair], split, name)
-        for split in splits
-        for pair, chosen in policies.items()
-    }
+    chosen = {pair: ray.put(dict(of_pair)) for pair, of_pair in policies.items()}
+    preparing = {pair: _prepare.remote(markets[pair], config, chosen[pair]) for pair in policies}
+    running = {}
+    for split in sorted(splits, key=lambda split: split != "train"):  # train is the longest and waits for nothing
+        for pair in policies:
+            prepared = None if split == "train" else preparing[pair]
+            running[split, pair] = _simulate.remote(markets[pair], config, chosen[pair], prepared, split, name)
     blocks = {}
     for (split, pair), reference in running.items():
         for (scenario, policy), table in ray.get(reference).items():

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ray.tune import Callback
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers.trial_scheduler import FIFOScheduler, TrialScheduler
@@ -49,11 +50,13 @@ class PairPBT(FIFOScheduler):
         self._run, self._directory, self._slots = run, directory, slots
         self.populations = dict(populations)
         self._trials: dict[tuple[str, str], Trial] = {}
+        self._controller: TuneController | None = None
+        self._reviving: Trial | None = None
         self.listeners: list[Listener] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without listeners: Tune pickles the scheduler when it starts."""
-        return {**self.__dict__, "listeners": [], "_trials": {}}
+        """Without what lives in the driver alone: Tune pickles the scheduler when it starts."""
+        return {**self.__dict__, "listeners": [], "_trials": {}, "_controller": None}
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """The metric is the scheduler's own."""
@@ -82,13 +85,29 @@ class PairPBT(FIFOScheduler):
         return str(TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        """Count a failed attempt; Tune has queued the trial again."""
+        """Count a failed attempt; Tune, or ``revive``, queues the trial again."""
+        self._controller = tune_controller
+        # An actor that dies while it takes a ticket leaves its trial marked as being reset, which blocks it for good.
+        tune_controller._resetting_trials.discard(trial)
+        if trial in tune_controller._staged_trials:
+            tune_controller._unstage_trial_with_resources(trial)
         pair, member = _key(trial)
         population = self.populations[pair]
-        if population.complete:
+        if population.complete or trial is self._reviving:
             return
         population.fail(member, f"trial failed {trial.num_failures} times so far; see {trial.error_file or 'run.log'}")
         self._tell("failure", population)
+
+    def revive(self, trial: Trial) -> None:
+        """Queue a trial again that Tune gave up.
+
+        Tune retries trials that fail while running. One whose actor dies between generations, while it is handed its
+        next ticket, would end for good and its pair would wait forever.
+        """
+        if self._controller is not None and not self.populations[_key(trial)[0]].complete:
+            self._reviving = trial
+            self._controller._requeue_trial(trial)
+            self._reviving = None
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         """Close barriers that are ready, then the waiting member with the fewest generations, if a slot is free.
@@ -151,6 +170,17 @@ class PairPBT(FIFOScheduler):
     def _tell(self, event: str, population: PairPopulation, decisions: list[Decision] | None = None) -> None:
         for listener in self.listeners:
             listener(event, population, decisions)
+
+
+class Revival(Callback):
+    """Hands trials that Tune gave up back to the scheduler."""
+
+    def __init__(self, scheduler: PairPBT) -> None:
+        self._scheduler = scheduler
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Called by Tune once the trial has its final error."""
+        self._scheduler.revive(trial)
 
 
 def _key(trial: Trial) -> tuple[str, str]:

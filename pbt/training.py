@@ -12,7 +12,7 @@ from ray.tune.experiment import Trial
 from pbt.member import PairMember, ticket
 from pbt.population import PairPopulation
 from pbt.run_dir import RunDir, folder_name
-from pbt.scheduler import KeepActors, Listener, PairPBT
+from pbt.scheduler import KeepActors, Listener, PairPBT, Revival
 from rayconf.run_config import RunConfig
 
 # Loggers and progress are ours; one result at a time keeps barriers exact; Tune's own state is never restored, so it
@@ -80,6 +80,7 @@ def train(
             name=f"attempt-{attempt}",
             storage_path=str(directory.tune.resolve()),
             verbose=0,
+            callbacks=[Revival(scheduler)],
             failure_config=tune.FailureConfig(max_failures=-1),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),

@@ -1,0 +1,142 @@
+"""Training under the real Tune: one population of a tiny run, undisturbed and with an actor killed."""
+
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import ray
+from ray import tune
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.schedulers.trial_scheduler import TrialScheduler
+from ray.tune.utils.object_cache import _ObjectCache
+
+from algos.config import PairPPOConfig
+from algos.pair_ppo import PairPPO
+from analysis.frames import read_jsonl
+from envs.market import PairMarket
+from pbt.decisions import Decision
+from pbt.manifest import Population
+from pbt.pipeline import _population
+from pbt.population import PairPopulation
+from pbt.run_dir import RunDir
+from pbt.scheduler import Listener, PairPBT
+from pbt.store import StateStore
+from pbt.survivors import policy_from_state
+from pbt.training import train
+from rayconf import RunConfig
+
+
+def run_training(
+    run: RunConfig, markets: Mapping[str, PairMarket], folder: Path, listeners: list[Listener], slots: int = 2
+) -> tuple[RunDir, dict[str, Population]]:
+    directory = RunDir(folder)
+    directory.create()
+    populations = {pair: _population(run, directory, market) for pair, market in markets.items()}
+    references = {pair: ray.put(market) for pair, market in markets.items()}
+    train(run, directory, references, populations, slots, listeners)
+    return directory, {pair: population.committed for pair, population in populations.items()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    ray_session: None,
+    tiny_run: RunConfig,
+    tiny_markets: Mapping[str, PairMarket],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[RunDir, dict[str, Population]]:
+    return run_training(tiny_run, tiny_markets, tmp_path_factory.mktemp("undisturbed") / "run", [])
+
+
+def test_a_killed_actor_changes_nothing_but_events(
+    undisturbed: tuple[RunDir, dict[str, Population]],
+    tiny_run: RunConfig,
+    tiny_markets: Mapping[str, PairMarket],
+    tmp_path: Path,
+) -> None:
+    killed: list[int] = []
+
+    def shoot(event: str, population: PairPopulation, decisions: list[Decision] | None) -> None:
+        if event == "barrier" and not killed:
+            killed.append(population.journaled[0]["actor_pid"])
+            os.kill(killed[0], signal.SIGKILL)
+
+    directory, found = run_training(tiny_run, tiny_markets, tmp_path / "run", [shoot])
+    assert killed
+    assert found == undisturbed[1]
+    assert read_jsonl(directory.lineage_journal) != []
+    by_key = sorted(read_jsonl(directory.lineage_journal), key=lambda r: (r["pair"], r["generation"], r["member"]))
+    expected = sorted(
+        read_jsonl(undisturbed[0].lineage_journal), key=lambda r: (r["pair"], r["generation"], r["member"])
+    )
+    assert [row["state"] for row in by_key] == [row["state"] for row in expected]
+
+
+def test_exploit_stays_inside_the_pair_and_new_rates_are_in_force(
+    undisturbed: tuple[RunDir, dict[str, Population]], tiny_run: RunConfig
+) -> None:
+    directory, _ = undisturbed
+    lineage = read_jsonl(directory.lineage_journal)
+    progress = {(r["pair"], r["member"], r["iteration"]): r for r in read_jsonl(directory.progress_journal)}
+    states = {(r["pair"], r["generation"], r["member"]): r["state"] for r in lineage}
+    exploits = [row for row in lineage if row["operation"] == "exploit"]
+    assert exploits
+    for row in exploits:
+        assert row["state"] == states[row["pair"], row["generation"], row["parent_member"]]
+        after = progress[row["pair"], row["member"], row["generation"] + 1]
+        assert after["hp_learning_rate"] == row["hp_learning_rate"] != row["old_hp_learning_rate"]
+        assert after["lr_first_step"] == pytest.approx(row["hp_learning_rate"], rel=1e-6)
+
+
+def test_one_process_per_slot(undisturbed: tuple[RunDir, dict[str, Population]]) -> None:
+    progress = read_jsonl(undisturbed[0].progress_journal)
+    assert len(progress) == 2 * 3 * 2
+    assert len({row["actor_pid"] for row in progress}) == 2
+
+
+def test_a_survivors_policy_is_the_members_own(
+    undisturbed: tuple[RunDir, dict[str, Population]], tiny_run: RunConfig, tiny_markets: Mapping[str, PairMarket]
+) -> None:
+    directory, populations = undisturbed
+    snapshot = populations["SYNA/SYNB"].archive[0]
+    state = StateStore(directory.states).load(snapshot.state)
+    algorithm = PairPPOConfig.from_run(tiny_run, "SYNA/SYNB").build_algo()
+    try:
+        algorithm.load_boundary_state(state)
+        own = algorithm.evaluation_policy()
+    finally:
+        algorithm.stop()
+    rebuilt = policy_from_state(state, tiny_run, tiny_markets["SYNA/SYNB"].scaler.names)
+    for (w, b), (v, c) in zip(own._layers, rebuilt._layers, strict=True):
+        assert w.equal(v)
+        assert b.equal(c)
+
+
+def test_pair_ppo_runs_under_a_plain_tuner(ray_session: None, tiny_run: RunConfig, tmp_path: Path) -> None:
+    """A genuine RLlib algorithm: Tune trains it without any of our launcher."""
+    config = PairPPOConfig.from_run(tiny_run, "SYNA/SYNB")
+    tuner = tune.Tuner(
+        PairPPO,
+        param_space=config.to_dict(),
+        run_config=tune.RunConfig(stop={"training_iteration": 2}, storage_path=str(tmp_path), verbose=0),
+    )
+    results = tuner.fit()
+    assert results.errors == []
+    assert results[0].metrics["training_iteration"] == 2
+    assert results[0].metrics["learners"]["default_policy"]["lr_first_step"] > 0
+
+
+def test_the_private_names_of_ray_that_the_scheduler_uses() -> None:
+    """Ray is pinned for these: one line per name that is not its public interface."""
+    import inspect
+
+    source = inspect.getsource(TuneController.__init__)
+    assert "self._actor_cache = _ObjectCache" in source
+    assert "self._staged_trials" in source
+    assert callable(TuneController._set_trial_status)
+    assert callable(TuneController.stop_trial)
+    assert callable(TuneController._requeue_trial)
+    assert callable(_ObjectCache.increase_max)
+    assert callable(_ObjectCache.has_cached_object)
+    assert issubclass(PairPBT, TrialScheduler)

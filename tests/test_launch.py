@@ -1,0 +1,344 @@
+"""The command as its users run it: whole runs in subprocesses, on a market and a network as small as they go."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from analysis.frames import KEYS, schema_of
+from envs.bars import load_bars
+from rayconf.sections import DataConfig
+from tests.conftest import ROOT
+from tests.pbt.conftest import TINY
+
+FRAMES = ("progress", "lineage", "validation", "daily", "summary", "events")
+SETTINGS = [argument for text in TINY for argument in ("--set", text)]
+MINUTES = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _alone() -> None:
+    """Launches bring their own Ray; the session's has done its work."""
+    import ray
+
+    ray.shutdown()
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pbt.launch", *arguments]
+
+
+def environment(**extra: str) -> Mapping[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **extra}
+
+
+def launch(*arguments: str, cwd: Path = ROOT, timeout: float = 8 * MINUTES) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout
+    )
+
+
+def tiny(folder: Path, *arguments: str) -> list[str]:
+    return ["--preset", "smoke", "--run-dir", str(folder), "--name", "tiny", "--seed", "7", *SETTINGS, *arguments]
+
+
+def frame_bytes(run: Path) -> dict[str, bytes]:
+    return {name: (run / "frames" / f"{name}.parquet").read_bytes() for name in ("lineage", "daily", "validation")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = launch(*tiny(folder))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1] == f"report {folder / 'tiny' / 'report.html'}"
+    assert "ensemble" in done.stdout
+    assert done.stdout.count("generation 2/2") == 2  # one plain line per pair and generation without a terminal
+    return folder / "tiny"
+
+
+def test_every_file_of_the_design(undisturbed: Path) -> None:
+    for name in ("config.yaml", "summary.csv", "summary.json", "report.html", "run.log", "tensorboard", "members"):
+        assert (undisturbed / name).exists(), name
+    for name in FRAMES:
+        table = pq.read_table(undisturbed / "frames" / f"{name}.parquet")
+        search = list(yaml.safe_load((undisturbed / "config.yaml").read_text())["search"])
+        assert table.schema.equals(schema_of(name, search), check_metadata=True), name
+        keys = table.select(list(KEYS[name])).to_pandas()
+        assert not keys.duplicated().any()
+        if name != "events":
+            assert keys.equals(keys.sort_values(list(KEYS[name]), kind="stable").reset_index(drop=True)), name
+    for pair in ("SYNA_SYNB", "SYNC_SYND"):
+        for name in ("policy.safetensors", "policy.json", "scaler.json", "config.yaml", "schedule.parquet"):
+            assert (undisturbed / "survivors" / pair / "1" / name).is_file(), name
+        assert (undisturbed / "state" / f"{pair}.json").is_file()
+    assert not (undisturbed / "tune").exists()
+
+
+def test_summary_json_says_what_the_frames_say(undisturbed: Path) -> None:
+    content = json.loads((undisturbed / "summary.json").read_text())
+    assert content["status"] == "complete"
+    summary = pd.read_parquet(undisturbed / "frames" / "summary.parquet")
+    for pair, entry in content["pairs"].items():
+        rows = summary.query("pair == @pair and split == 'test' and policy == 'survivor-1'").set_index("scenario")
+        figures = entry["survivors"][0]["test"]
+        assert set(figures) == set(rows.index)
+        assert len(figures) == 7  # the run's own terms, and three costs at two lags
+        assert figures["base"]["annualised_sharpe"] == rows.loc["base", "annualised_sharpe"]
+        assert {"cash", "equal_weight", "vol_target", "hold_a", "hold_b", "zscore", "static_gross"} <= set(
+            entry["baselines"]
+        )
+        assert entry["verdict"].startswith("ensemble")
+
+
+def test_lineage_accounts_for_every_member(undisturbed: Path) -> None:
+    lineage = pd.read_parquet(undisturbed / "frames" / "lineage.parquet")
+    assert len(lineage) == 2 * 3 * 3  # pairs x members x (start and two generations)
+    assert set(lineage.query("generation == 0").operation) == {"start"}
+    assert set(lineage.query("generation == 2").operation) == {"stop"}
+    assert "exploit" in set(lineage.operation)  # smoke takes every positive gap
+    exploits = lineage.query("operation == 'exploit'")
+    states = lineage.set_index(["pair", "generation", "member"]).state
+    for row in exploits.itertuples():
+        assert row.parent_member != row.member
+        assert row.state == states[row.pair, row.generation, row.parent_member]
+    progress = pd.read_parquet(undisturbed / "frames" / "progress.parquet")
+    assert progress.actor_pid.nunique() == 2  # one process per slot through the whole run
+    assert (progress.lr_first_step > 0).all()
+    # Constant learning rate after warm-up: what PBT chose is what the first minibatch used.
+    settled = progress.query("iteration == 2")
+    assert (settled.lr_first_step / settled.hp_learning_rate - 1).abs().max() < 1e-6
+
+
+def test_the_test_span_is_read_once(undisturbed: Path) -> None:
+    events = pd.read_parquet(undisturbed / "frames" / "events.parquet")
+    assert list(events.kind) == ["start", "plan", "plan", "look", "done"]
+
+
+def test_one_cpu_gives_the_same_bits(undisturbed: Path, tmp_path: Path) -> None:
+    done = launch(*tiny(tmp_path, "--set", "resources.cpus=1"))
+    assert done.returncode == 0, done.stderr
+    assert frame_bytes(tmp_path / "tiny") == frame_bytes(undisturbed)
+
+
+def test_another_seed_gives_other_bits(undisturbed: Path) -> None:
+    """The comparison above can fail: the seed is in the lineage's keys."""
+    lineage = pd.read_parquet(undisturbed / "frames" / "lineage.parquet")
+    from pbt.member import training_key
+    from rayconf import load_config
+
+    run = load_config("smoke", assignments=[*TINY, "seed=7"])
+    first = lineage.iloc[0]
+    assert first.key == f"{training_key(run, first.pair, first.member, 1):016x}"
+    other = run.model_copy(update={"seed": 8})
+    assert first.key != f"{training_key(other, first.pair, first.member, 1):016x}"
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
+    return [int(child) for child in listed]
+
+
+def test_killed_and_resumed_equals_undisturbed(undisturbed: Path, tmp_path: Path) -> None:
+    """SIGKILL between barriers; the resumed run, watched in a terminal, ends with the same frames."""
+    run = tmp_path / "tiny"
+    process = subprocess.Popen(command(*tiny(tmp_path)), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 5 * MINUTES
+    manifest = run / "state" / "SYNA_SYNB.json"
+    while not (manifest.is_file() and json.loads(manifest.read_text())["generation"] == 1):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / "frames" / "daily.parquet").exists()
+
+    screen = terminal(command("--resume", "--run-dir", str(tmp_path), "--name", "tiny"))
+    assert "ensemble" in screen
+    assert frame_bytes(run) == frame_bytes(undisturbed)
+    assert "resume" in set(pd.read_parquet(run / "frames" / "events.parquet").kind)
+    repaints = screen.count("hyperparameters of the best")
+    assert repaints >= 2
+
+    again = launch("--resume", "--run-dir", str(tmp_path), "--name", "tiny")
+    assert (again.returncode, again.stdout.strip()) == (0, f"complete; report {run / 'report.html'}")
+    changed = launch("--resume", "--run-dir", str(tmp_path), "--name", "tiny", "--set", "ppo.gamma=0.9")
+    assert changed.returncode == 2
+    assert "ppo.gamma was 0.95" in changed.stderr
+
+
+def terminal(arguments: list[str]) -> str:
+    """What a run paints on a pseudo-terminal of 120 columns."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, env=environment(COLUMNS="120", LINES="40", TERM="xterm"), stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    painted = b""
+    deadline = time.monotonic() + 8 * MINUTES
+    while time.monotonic() < deadline:
+        if select.select([ours], [], [], 0.5)[0]:
+            try:
+                chunk = os.read(ours, 1 << 16)
+            except OSError:  # the other end has closed
+                break
+            if not chunk:
+                break
+            painted += chunk
+    os.close(ours)
+    assert process.wait(timeout=MINUTES) == 0, painted.decode(errors="replace")[-2000:]
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", painted.decode(errors="replace"))
+
+
+def test_an_interrupt_ends_cleanly_and_can_be_resumed(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(*tiny(tmp_path)), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 5 * MINUTES
+    while not (tmp_path / "tiny" / "state" / "SYNA_SYNB.json").is_file():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    below = children(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=2 * MINUTES)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1].startswith("pairpbt: interrupted")
+    assert below, "Ray runs as children of the command"
+    deadline = time.monotonic() + MINUTES
+    while any(Path(f"/proc/{pid}").exists() for pid in below):
+        assert time.monotonic() < deadline, "Ray was left running"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("folder", "pairs", "per_year"), [("daily", "AAPL/AMZN,AMZN/MSFT", 252), ("hourly_ibkr", "AAPL/MSFT", 1764)]
+)
+def test_real_prices(shared_data: Path, tmp_path: Path, folder: str, pairs: str, per_year: int) -> None:
+    data = shared_data / folder
+    small = ["--set", "ppo.num_envs=64", "--set", "ppo.minibatch_size=1024", "--set", "pbt.iterations=1"]
+    done = launch(
+        "--data-dir", str(data), "--pairs", pairs, "--preset", "smoke", "--run-dir", str(tmp_path), "--name", "a", *small
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = pd.read_parquet(tmp_path / "a" / "frames" / "summary.parquet")
+    daily = pd.read_parquet(tmp_path / "a" / "frames" / "daily.parquet")
+    pair = pairs.split(",")[0]
+    held = daily.query("pair == @pair and split == 'test' and scenario == 'base' and policy == 'hold_a'")
+    bars = load_bars(data, pair.split("/")[0], DataConfig())
+    opens = pd.Series(bars.open, index=bars.dates)
+    expected = opens[held.date].to_numpy()
+    grown = held.equity.iloc[-2] / (1 - 2e-4)  # one cost at the start; the last row earns beyond the last date
+    assert grown == pytest.approx(expected[-1] / expected[0], rel=5e-5)
+    days = summary.query("pair == @pair and split == 'test' and scenario == 'base'").days.unique()
+    assert len(days) == 1
+    assert abs(len(held) / days[0] - per_year / 252) < 0.1
+
+
+@pytest.fixture(scope="module")
+def prices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two good tickers, and one of each kind of damage."""
+    folder = tmp_path_factory.mktemp("prices")
+    from envs.synthetic import synthetic_pair
+    from rayconf.sections import SyntheticConfig
+
+    for bars in synthetic_pair("GOOD/FINE", SyntheticConfig(bars=1600)):
+        table = pd.DataFrame(
+            {
+                "date": bars.dates.astype(str),
+                **{n: getattr(bars, n) for n in ("open", "high", "low", "close", "volume")},
+            }
+        )
+        table.to_csv(folder / f"{bars.ticker}.csv", index=False)
+    good = pd.read_csv(folder / "GOOD.csv")
+    good.head(300).to_csv(folder / "SHORT.csv", index=False)
+    pd.concat([good.head(500), good.iloc[499:]]).to_csv(folder / "TWICE.csv", index=False)
+    broken = good.copy()
+    broken.loc[700, "close"] = float("nan")
+    broken.to_csv(folder / "HOLE.csv", index=False)
+    return folder
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Iterator[Path]:
+    """An empty working directory that must stay empty."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    yield folder
+    assert list(folder.iterdir()) == []
+
+
+MISTAKES = {
+    "missing file": (["--pairs", "GOOD/GONE"], r"GONE"),
+    "missing directory": (["--data-dir", "nowhere", "--pairs", "GOOD/FINE"], r"nowhere"),
+    "typo in a pair": (["--pairs", "GOOD-FINE"], r"'GOOD-FINE' is no pair; write .* AAA/BBB"),
+    "path in a ticker": (["--pairs", "../GOOD/FINE"], r"is no pair"),
+    "unknown preset": (["--preset", "smok"], r"--preset: 'smok' is unknown; choose one of default, log-pairs, smoke"),
+    "unknown field": (["--set", "ppo.gama=0.9"], r"'ppo.gama' is no field .*0\.9.*did you mean ppo\.gamma"),
+    "wrong type": (["--set", "ppo.num_envs=many"], r"ppo\.num_envs: .*integer.*'many'"),
+    "negative cost": (["--set", "costs.commission_bps=-1"], r"costs\.commission_bps: .*greater than or equal to 0.*-1"),
+    "lag 0": (["--set", "env.lag=0"], r"env\.lag: .*greater than or equal to 1.*0"),
+    "leverage 0": (["--set", "costs.leverage=0"], r"costs\.leverage: .*greater than 0.*0"),
+    "too short": (["--pairs", "GOOD/SHORT"], r"GOOD/SHORT: 300 bars are too few"),
+    "duplicate dates": (["--pairs", "TWICE/FINE"], r"TWICE\.csv.*row 502"),
+    "missing price": (["--pairs", "HOLE/FINE"], r"HOLE\.csv.*row 702.*close"),
+    "no assignment": (["--set", "ppo.gamma"], r"--set: 'ppo.gamma' must read"),
+    "unknown flag": (["--speed", "9"], r"--speed"),
+    "wrong flag type": (["--population", "some"], r"--population.*'some'"),
+    "interval": (["--iterations", "5", "--set", "pbt.interval=2"], r"interval 2 must divide iterations 5"),
+    "gpu": (["--set", "resources.gpus_per_member=0.5"], r"resources\.gpus_per_member"),
+    "resume of nothing": (["--resume", "--name", "never"], r"holds no run"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_clear_line(mistake: str, prices: Path, empty: Path) -> None:
+    if mistake == "gpu":
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a GPU, so asking for one is no mistake")
+    arguments, message = MISTAKES[mistake]
+    if "--data-dir" not in arguments:
+        arguments = ["--data-dir", str(prices), *arguments]
+    if "--pairs" not in arguments:
+        arguments = [*arguments, "--pairs", "GOOD/FINE"]
+    if "--preset" not in arguments:
+        arguments = [*arguments, "--preset", "smoke"]
+    done = launch(*arguments, cwd=empty)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert re.search(message, done.stderr), done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stdout == ""
+
+
+def test_a_run_directory_that_exists_is_refused_untouched(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    done = launch("--preset", "smoke", "--run-dir", str(tmp_path), "--name", "taken")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "exists" in done.stderr
+    assert list((tmp_path / "taken").iterdir()) == []
+
+
+def test_the_written_config_repeats_the_run(undisturbed: Path, tmp_path: Path) -> None:
+    done = launch("--config", str(undisturbed / "config.yaml"), "--run-dir", str(tmp_path), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    from rayconf.loading import build_config, load_file
+
+    settings = load_file(undisturbed / "config.yaml")
+    assert settings["versions"]["ray"] == "2.60.0"
+    assert build_config(settings).to_yaml() == (undisturbed / "config.yaml").read_text()
+    assert not list(tmp_path.iterdir())
