@@ -53,7 +53,8 @@ SCENARIO = _text(
 )
 POLICY = _text(
     "policy",
-    "survivor-1 and up, ensemble, or a baseline: cash, equal_weight, vol_target, hold_a, hold_b, zscore, static_gross.",
+    "survivor-1 and up, ensemble, or a baseline: cash, equal_weight, vol_target, hold_a, hold_b, zscore, "
+    "zscore_gross1, zscore_textbook, static_gross.",
 )
 DATE = Column("date", "timestamp", "", "The bar of the fill (its own label; hourly bars in UTC).")
 FITNESS = _real("fitness", "Sharpe, per year", "Score on validation that selection looks at, as the config defines it.")
@@ -76,7 +77,7 @@ PROGRESS = (
     _real("reward_mean", "", "Mean shaped reward per step of the last rollout."),
     _real("policy_loss", "", "Clipped surrogate loss."),
     _real("value_loss", "", "Squared error of the critic."),
-    _real("entropy", "nats", "Entropy of the action distribution before squashing."),
+    _real("entropy", "nats", "Entropy of the squashed action distribution."),
     _real("kl", "nats", "Mean divergence between the policies before and after the update."),
     _real("clip_fraction", "share", "Share of samples whose probability ratio was clipped."),
     _real("explained_variance", "share", "Share of the return's variance that the critic explains."),
@@ -89,9 +90,11 @@ PROGRESS = (
     _real("evaluation_seconds", "s", "Time evaluating on validation."),
     _real("checkpoint_seconds", "s", "Time writing state."),
     _real(
-        "switch_seconds", "s", "Time between the previous member's last work on this actor and this one's first step."
+        "switch_seconds",
+        "s",
+        "Time between the previous member's last work on this actor and this one's first step, waiting included.",
     ),
-    _real("wait_seconds", "s", "Time the actor waited for work."),
+    _real("wait_seconds", "s", "Part of switch_seconds before this member's ticket came."),
     _real("steps_per_second", "bars/s", "Environment steps per second of this iteration."),
     _real("wall_time", "unix s", "When the row was made."),
     _text("host", "Machine that trained."),
@@ -181,7 +184,9 @@ SUMMARY = (
     _whole("days", "trading days", "Sessions in the span; intraday bars are compounded to sessions first."),
     _real("avg_daily_return", "per day", "Arithmetic mean of the daily net return."),
     _real(
-        "annualized_return", "per year", "(1 + avg_daily_return)^252 - 1, as in the original log; not what was earned."
+        "annualized_return",
+        "per year",
+        "(1 + avg_daily_return)^252 - 1 as in the original log (365 where a market never closes); not what was earned.",
     ),
     _real("cumulative_return", "of start", "final_value - 1."),
     _real("final_value", "start = 1", "Equity at the end."),

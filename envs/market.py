@@ -14,7 +14,7 @@ from envs.scaler import Scaler
 from envs.synthetic import synthetic_pair
 from rayconf.errors import UserError
 from rayconf.run_config import RunConfig
-from rayconf.sections import SplitConfig
+from rayconf.sections import DEFAULT_FRACTIONS, SplitConfig
 
 SPLITS = ("train", "validation", "test")
 MIN_TRAIN_BARS = 252
@@ -109,7 +109,7 @@ def split_borders(pair: str, dates: np.ndarray, split: SplitConfig) -> Borders:
         raise UserError(
             f"{pair}: {len(dates)} bars are too few: {split.burn} of burn-in, then train, validation and test"
         )
-    first, second = (int(usable * share) for share in np.cumsum(split.fractions)[:2])
+    first, second = (int(usable * share) for share in np.cumsum(split.fractions or DEFAULT_FRACTIONS)[:2])
     return Borders(dates[split.burn + first], dates[split.burn + second])
 
 

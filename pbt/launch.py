@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from rayconf.run_config import RunConfig
 if TYPE_CHECKING:
     from envs.market import PairMarket
     from pbt.run_dir import RunDir
+    from rayconf.session import Machine
 
 OK, FAILED, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 ALIASES = {
@@ -27,7 +29,14 @@ ALIASES = {
     "seed": "seed",
     "wandb": "tracking.wandb",
 }
-MAY_DIFFER = ("resources", "tracking", "versions", "name")
+MAY_DIFFER = (
+    "resources.cpus",
+    "resources.gpus_per_member",
+    "resources.object_store_mb",
+    "tracking",
+    "versions",
+    "name",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -67,12 +76,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"pairpbt: {error}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
-        print("pairpbt: interrupted; go on with --resume", file=sys.stderr)
+        print("pairpbt: interrupted; go on with --resume and the run's --name", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
 
 
 def _launch(args: argparse.Namespace) -> int:
-    from rayconf.session import machine_resources, plan
+    from rayconf.session import machine_resources, plan, start_ray
 
     config = _resumed(args) if args.resume else _fresh(args)
     machine = machine_resources(config.resources)
@@ -91,41 +103,52 @@ def _launch(args: argparse.Namespace) -> int:
     if args.resume and _complete(directory):
         print(f"complete; report {directory.report}")
         return OK
-    if not args.resume:
-        directory.create()
+    if args.address is None:
+        _open(config, directory, markets, resume=args.resume)
     for line in planned.lines():
         print(line)
-    return _work(config, directory, markets, args.address, resume=args.resume)
+    try:
+        with start_ray(config.resources, args.address) as machine:
+            if args.address is not None:  # a cluster that does not answer leaves no run behind
+                _open(config, directory, markets, resume=args.resume)
+            return _work(config, directory, markets, machine)
+    except SystemExit:  # SIGTERM
+        print(f"pairpbt: terminated; go on with --resume --name {directory.name}", file=sys.stderr)
+        return TERMINATED
 
 
-def _work(
-    config: RunConfig, directory: "RunDir", markets: "dict[str, PairMarket]", address: str | None, *, resume: bool
-) -> int:
+def _open(config: RunConfig, directory: "RunDir", markets: "dict[str, PairMarket]", *, resume: bool) -> None:
+    """Make the run's directory, or bring that of a resumed run back to its last commit."""
+    from pbt.pipeline import begin, recover
+
+    if not resume:
+        directory.create()
     logging.basicConfig(
         filename=directory.log, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
-    log = logging.getLogger("pbt")
-    log.setLevel(logging.INFO)
-    log.info("launch %s", directory.path)
+    logging.getLogger("pbt").setLevel(logging.INFO)
+    if resume:
+        recover(directory, config)
+    else:
+        begin(config, directory, markets)
+
+
+def _work(config: RunConfig, directory: "RunDir", markets: "dict[str, PairMarket]", machine: "Machine") -> int:
+    from rich.console import Console
+
+    from pbt.pipeline import execute
+
     try:
-        from rich.console import Console
-
-        from pbt.pipeline import begin, execute, recover
-
-        if resume:
-            recover(directory, config)
-        else:
-            begin(config, directory, markets)
-        execute(config, directory, markets, address, Console())
+        execute(config, directory, markets, machine, Console())
     except UserError:
         raise
-    except SystemExit as stop:  # SIGTERM
-        print(f"pairpbt: terminated; go on with --resume --name {directory.name}", file=sys.stderr)
-        return stop.code if isinstance(stop.code, int) else TERMINATED
     except Exception as error:
-        log.exception("run failed")
+        logging.getLogger("pbt").exception("run failed")
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        print(f"pairpbt: failed: {first}; see {directory.log}, go on with --resume", file=sys.stderr)
+        print(
+            f"pairpbt: failed: {first}; see {directory.log}, go on with --resume --name {directory.name}",
+            file=sys.stderr,
+        )
         return FAILED
     print(f"report {directory.report}")
     return OK
@@ -178,7 +201,7 @@ def _resumed(args: argparse.Namespace) -> RunConfig:
 
 def _difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:
     for key in old.keys() | new.keys():
-        if not prefix and key in MAY_DIFFER:
+        if f"{prefix}{key}" in MAY_DIFFER:
             continue
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):

@@ -66,6 +66,7 @@ class PairMember(PairPPO):
     """A member of a pair's population, trained for one generation per ``step``."""
 
     _idle_since: float | None = None  # when this process last finished work
+    _wait_seconds: float | None = None  # from then to its next ticket
 
     def __init__(self, config: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(config=self._accept(config or {}), **kwargs)
@@ -87,6 +88,8 @@ class PairMember(PairPPO):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next ticket in the same process; everything is rebuilt."""
+        if PairMember._idle_since is not None:
+            self._wait_seconds = time.time() - PairMember._idle_since
         return super().reset_config(self._accept(new_config))
 
     def step(self) -> dict[str, Any]:
@@ -112,6 +115,7 @@ class PairMember(PairPPO):
         )
         if PairMember._idle_since is not None:
             iterations[0]["switch_seconds"] = started - PairMember._idle_since
+            iterations[0]["wait_seconds"] = self._wait_seconds
         PairMember._idle_since = time.time()
         return {"generation": number, "state": state, "iterations": iterations, **evaluation}
 

@@ -28,7 +28,7 @@ from pbt.survivors import Survivor, export, load_survivors
 from pbt.tracking import Tracking
 from pbt.training import train
 from rayconf.run_config import RunConfig
-from rayconf.session import plan, start_ray
+from rayconf.session import Machine, plan
 
 PACKAGES = ("ray", "torch", "numpy", "pandas", "pyarrow", "gymnasium", "pydantic")
 
@@ -74,20 +74,19 @@ def recover(directory: RunDir, run: RunConfig) -> None:
 
 
 def execute(
-    run: RunConfig, directory: RunDir, markets: Mapping[str, PairMarket], address: str | None, console: Console
+    run: RunConfig, directory: RunDir, markets: Mapping[str, PairMarket], machine: Machine, console: Console
 ) -> None:
-    """Train what is not trained yet, then back-test and report."""
-    with start_ray(run.resources, address) as machine:
-        references = {pair: ray.put(market) for pair, market in markets.items()}
-        slots = plan(run, machine.cpus, machine.gpus).slots
-        populations = {pair: _population(run, directory, market) for pair, market in markets.items()}
-        tracking = Tracking(run, directory)
-        try:
-            with ProgressView(run, populations, console) as view:
-                train(run, directory, references, populations, slots, [view, tracking])
-        finally:
-            tracking.close()
-        finish(run, directory, markets, references, {pair: p.committed for pair, p in populations.items()})
+    """Train what is not trained yet, then back-test and report; Ray is up."""
+    references = {pair: ray.put(market) for pair, market in markets.items()}
+    slots = plan(run, machine.cpus, machine.gpus).slots
+    populations = {pair: load_population(run, directory, market) for pair, market in markets.items()}
+    tracking = Tracking(run, directory)
+    try:
+        with ProgressView(run, populations, console) as view:
+            train(run, directory, references, populations, slots, [view, tracking])
+    finally:
+        tracking.close()
+    finish(run, directory, markets, references, {pair: p.committed for pair, p in populations.items()})
 
 
 def finish(
@@ -129,7 +128,8 @@ def finish(
     shutil.rmtree(directory.tune, ignore_errors=True)
 
 
-def _population(run: RunConfig, directory: RunDir, market: PairMarket) -> PairPopulation:
+def load_population(run: RunConfig, directory: RunDir, market: PairMarket) -> PairPopulation:
+    """The population of a pair at its last commit, or a fresh one."""
     manifest = directory.manifest(market.pair)
     known = manifest.is_file()
     committed = Population.read(manifest) if known else populations_of.start(run, market.pair, directory)

@@ -89,11 +89,14 @@ class PairPBT(FIFOScheduler):
         self._controller = tune_controller
         # An actor that dies while it takes a ticket leaves its trial marked as being reset, which blocks it for good.
         tune_controller._resetting_trials.discard(trial)
-        if trial in tune_controller._staged_trials:
+        staged = trial in tune_controller._staged_trials
+        if staged:
             tune_controller._unstage_trial_with_resources(trial)
         pair, member = _key(trial)
         population = self.populations[pair]
-        if population.complete or trial is self._reviving:
+        # The death of such an actor is told twice, by the actor and by the task it was given: once is a failure.
+        echo = trial.status == Trial.PENDING and not staged
+        if population.complete or echo or trial is self._reviving:
             return
         population.fail(member, f"trial failed {trial.num_failures} times so far; see {trial.error_file or 'run.log'}")
         self._tell("failure", population)

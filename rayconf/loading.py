@@ -1,6 +1,7 @@
 """From presets, files, flags and ``--set`` to one ``RunConfig``. Precedence in that order, later wins."""
 
 import contextlib
+import datetime
 import difflib
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -38,7 +39,7 @@ def load_file(path: Path) -> dict[str, Any]:
         raise UserError(f"--config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise UserError(f"--config: {path} must hold a mapping of sections")
-    return settings
+    return {str(name): _without_dates(value) for name, value in settings.items()}
 
 
 def field_paths(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
@@ -62,10 +63,18 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         value = yaml.safe_load(raw)
     except yaml.YAMLError as error:
         raise UserError(f"--set: the value of {path} is not valid YAML: {raw!r}") from error
+    value = _without_dates(value)
     if isinstance(value, str):
         with contextlib.suppress(ValueError):  # YAML 1.1 reads 3e-4 as text
             value = float(value)
     return path, value
+
+
+def _without_dates(value: Any) -> Any:
+    """YAML reads 2020-01-01 as a date; the config holds dates as text."""
+    if isinstance(value, dict):
+        return {name: _without_dates(item) for name, item in value.items()}
+    return value.isoformat() if isinstance(value, datetime.date) else value
 
 
 def assign(settings: dict[str, Any], path: str, value: Any) -> None:

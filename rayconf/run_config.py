@@ -7,6 +7,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from rayconf.sections import (
+    DEFAULT_FRACTIONS,
     BacktestConfig,
     CostsConfig,
     DataConfig,
@@ -75,10 +76,12 @@ class RunConfig(Section):
         """Resolve what depends on other sections, so that the written config is complete."""
         if not isinstance(data, dict):
             return data
-        env_in, costs_in = data.get("env", {}), data.get("costs", {})
         try:
-            env = env_in if isinstance(env_in, EnvConfig) else EnvConfig.model_validate(env_in)
-            costs = costs_in if isinstance(costs_in, CostsConfig) else CostsConfig.model_validate(costs_in)
+            env = EnvConfig.model_validate(data.get("env", {}))
+            costs = CostsConfig.model_validate(data.get("costs", {}))
+            split = SplitConfig.model_validate(data.get("split", {}))
+            where = DataConfig.model_validate(data.get("data", {}))
+            synthetic = SyntheticConfig.model_validate(data.get("synthetic", {}))
         except ValidationError:
             return data  # reported by the ordinary validation, with the full path
         update: dict[str, Any] = {}
@@ -87,6 +90,9 @@ class RunConfig(Section):
         if env.train_cost_bps is None:
             update["train_cost_bps"] = costs.real_bps
         resolved = {**data, "env": env.model_copy(update=update), "costs": costs}
+        if split.fractions is None:
+            fractions = DEFAULT_FRACTIONS if where.dir else synthetic.fractions
+            resolved["split"] = split.model_copy(update={"fractions": fractions})
         if not data.get("search"):
             resolved["search"] = default_search(env, costs)
         return resolved

@@ -10,6 +10,10 @@ NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
+DEFAULT_FRACTIONS = (0.6, 0.2, 0.2)
+"""Shares of train, validation and test of one's own prices."""
+
+
 class Section(BaseModel):
     """Base of all sections: immutable, unknown fields refused, NaN and infinity refused."""
 
@@ -48,13 +52,15 @@ class SyntheticConfig(Section):
     """Share of each bar's time and variance that falls between close and the next open."""
     seed: int = 0
     """Seed of the market itself, so that training seeds can vary on one market."""
+    fractions: tuple[float, float, float] = DEFAULT_FRACTIONS
+    """Shares of train, validation and test on this market, unless ``split.fractions`` is given."""
 
 
 class SplitConfig(Section):
     """Chronological train / validation / test, common to all pairs of a run."""
 
-    fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)
-    """Shares of train, validation and test in the longest pair's bars after burn-in, unless dates are given."""
+    fractions: tuple[float, float, float] | None = None
+    """Shares of train, validation and test in the longest pair's bars; null: 0.6, 0.2, 0.2 (or the synthetic's own)."""
     validation_start: str | None = None
     """First date of validation (ISO); give both dates or none."""
     test_start: str | None = None
@@ -66,7 +72,7 @@ class SplitConfig(Section):
 
     @model_validator(mode="after")
     def _shares(self) -> "SplitConfig":
-        if min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-9:
+        if self.fractions is not None and (min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-9):
             raise ValueError("fractions must be three positive shares that sum to 1, e.g. [0.6, 0.2, 0.2]")
         if (self.validation_start is None) != (self.test_start is None):
             raise ValueError("validation_start and test_start must be given together")
@@ -299,7 +305,7 @@ class BacktestConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """What the run may use of the machine. Changing these never changes results on CPU."""
+    """What the run may use of the machine. On CPU only ``torch_threads`` changes results, in their last bits."""
 
     cpus: Count | None = None
     """CPUs given to Ray; null: all."""

@@ -92,7 +92,8 @@ def test_summary_json_says_what_the_frames_say(undisturbed: Path) -> None:
     assert content["status"] == "complete"
     summary = pd.read_parquet(undisturbed / "frames" / "summary.parquet")
     for pair, entry in content["pairs"].items():
-        rows = summary.query("pair == @pair and split == 'test' and policy == 'survivor-1'").set_index("scenario")
+        of_pair = summary[summary.pair == pair]
+        rows = of_pair.query("split == 'test' and policy == 'survivor-1'").set_index("scenario")
         figures = entry["survivors"][0]["test"]
         assert set(figures) == set(rows.index)
         assert len(figures) == 7  # the run's own terms, and three costs at two lags
@@ -115,7 +116,7 @@ def test_lineage_accounts_for_every_member(undisturbed: Path) -> None:
         assert row.parent_member != row.member
         assert row.state == states[row.pair, row.generation, row.parent_member]
     progress = pd.read_parquet(undisturbed / "frames" / "progress.parquet")
-    assert progress.actor_pid.nunique() == 2  # one process per slot through the whole run
+    assert progress.actor_pid.nunique() <= 2  # a third process would be a restarted slot
     assert (progress.lr_first_step > 0).all()
     # Constant learning rate after warm-up: what PBT chose is what the first minibatch used.
     settled = progress.query("iteration == 2")
@@ -229,9 +230,8 @@ def test_an_interrupt_ends_cleanly_and_can_be_resumed(tmp_path: Path) -> None:
 def test_real_prices(shared_data: Path, tmp_path: Path, folder: str, pairs: str, per_year: int) -> None:
     data = shared_data / folder
     small = ["--set", "ppo.num_envs=64", "--set", "ppo.minibatch_size=1024", "--set", "pbt.iterations=1"]
-    done = launch(
-        "--data-dir", str(data), "--pairs", pairs, "--preset", "smoke", "--run-dir", str(tmp_path), "--name", "a", *small
-    )  # fmt: skip
+    where = ["--data-dir", str(data), "--pairs", pairs, "--run-dir", str(tmp_path), "--name", "a"]
+    done = launch("--preset", "smoke", *where, *small)
     assert done.returncode == 0, done.stderr
     summary = pd.read_parquet(tmp_path / "a" / "frames" / "summary.parquet")
     daily = pd.read_parquet(tmp_path / "a" / "frames" / "daily.parquet")

@@ -18,7 +18,7 @@ from analysis.frames import read_jsonl
 from envs.market import PairMarket
 from pbt.decisions import Decision
 from pbt.manifest import Population
-from pbt.pipeline import _population
+from pbt.pipeline import load_population
 from pbt.population import PairPopulation
 from pbt.run_dir import RunDir
 from pbt.scheduler import Listener, PairPBT
@@ -33,7 +33,7 @@ def run_training(
 ) -> tuple[RunDir, dict[str, Population]]:
     directory = RunDir(folder)
     directory.create()
-    populations = {pair: _population(run, directory, market) for pair, market in markets.items()}
+    populations = {pair: load_population(run, directory, market) for pair, market in markets.items()}
     references = {pair: ray.put(market) for pair, market in markets.items()}
     train(run, directory, references, populations, slots, listeners)
     return directory, {pair: population.committed for pair, population in populations.items()}
@@ -49,17 +49,22 @@ def undisturbed(
     return run_training(tiny_run, tiny_markets, tmp_path_factory.mktemp("undisturbed") / "run", [])
 
 
+@pytest.mark.parametrize("moment", ["barrier", "result"])
 def test_a_killed_actor_changes_nothing_but_events(
+    moment: str,
     undisturbed: tuple[RunDir, dict[str, Population]],
     tiny_run: RunConfig,
     tiny_markets: Mapping[str, PairMarket],
     tmp_path: Path,
 ) -> None:
     killed: list[int] = []
+    trained: set[int] = set()
 
     def shoot(event: str, population: PairPopulation, decisions: list[Decision] | None) -> None:
-        if event == "barrier" and not killed:
-            killed.append(population.journaled[0]["actor_pid"])
+        if event == "barrier":
+            trained.update(row["actor_pid"] for row in population.journaled)
+        if event == moment and trained and not killed:
+            killed.append(min(trained))
             os.kill(killed[0], signal.SIGKILL)
 
     directory, found = run_training(tiny_run, tiny_markets, tmp_path / "run", [shoot])
@@ -71,6 +76,7 @@ def test_a_killed_actor_changes_nothing_but_events(
         read_jsonl(undisturbed[0].lineage_journal), key=lambda r: (r["pair"], r["generation"], r["member"])
     )
     assert [row["state"] for row in by_key] == [row["state"] for row in expected]
+    assert [event["kind"] for event in read_jsonl(directory.events_journal)] == ["retry"]
 
 
 def test_exploit_stays_inside_the_pair_and_new_rates_are_in_force(
@@ -89,10 +95,11 @@ def test_exploit_stays_inside_the_pair_and_new_rates_are_in_force(
         assert after["lr_first_step"] == pytest.approx(row["hp_learning_rate"], rel=1e-6)
 
 
-def test_one_process_per_slot(undisturbed: tuple[RunDir, dict[str, Population]]) -> None:
+def test_never_more_processes_than_slots(undisturbed: tuple[RunDir, dict[str, Population]]) -> None:
     progress = read_jsonl(undisturbed[0].progress_journal)
     assert len(progress) == 2 * 3 * 2
-    assert len({row["actor_pid"] for row in progress}) == 2
+    # So short a run may be over before the second process is up; a third one would be a restarted slot.
+    assert len({row["actor_pid"] for row in progress}) <= 2
 
 
 def test_a_survivors_policy_is_the_members_own(
