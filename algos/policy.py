@@ -47,6 +47,9 @@ class Policy:
             (w.t().contiguous(), b, torch.empty(BLOCK, len(b), dtype=torch.float64)) for w, b in self._layers
         ]
         self._activate = {"tanh": torch.tanh_, "silu": _silu_}[activation]
+        # torch computes nonlinearities in strides of 16 numbers (two AVX-512 vectors) and what is left one by one,
+        # with other last bits.
+        self._stride = 8 if all(len(b) % 2 == 0 for _, b in self._layers) else 16
         self.inputs = self._layers[0][0].shape[1]
         self._block = torch.zeros(BLOCK, self.inputs, dtype=torch.float64)
 
@@ -86,9 +89,9 @@ class Policy:
 
     def _run_block(self, rows: int) -> Tensor:
         """Mean actions [rows, 2] for the first rows of the block; overwritten by the next pass."""
-        # Nonlinearities skip rows that nobody asked about; whole vectors of 8, so that no element is computed
-        # by another code path when the number of rows changes.
-        whole = -(-rows // 8) * 8
+        # Nonlinearities skip rows that nobody asked about, in whole strides, so that no element is computed by
+        # another code path when the number of rows changes.
+        whole = -(-rows // self._stride) * self._stride
         hidden = self._block
         for weight, bias, output in self._steps[:-1]:
             hidden = torch.addmm(bias, hidden, weight, out=output)

@@ -3,13 +3,25 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-BASELINES = ("equal_weight", "vol_target", "hold_a", "hold_b", "zscore", "static_gross", "cash")
+BASELINES = (
+    "equal_weight",
+    "vol_target",
+    "hold_a",
+    "hold_b",
+    "zscore",
+    "zscore_gross1",
+    "zscore_textbook",
+    "static_gross",
+    "cash",
+)
 
 _NAMES = {
     "ensemble": "ensemble (headline)",
     "equal_weight": "equal weight",
     "vol_target": "vol-targeted EW",
     "zscore": "z-score rule",
+    "zscore_gross1": "z-score, gross 1",
+    "zscore_textbook": "z-score, 60/2/0.5",
     "static_gross": "static same gross",
 }
 

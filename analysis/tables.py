@@ -37,6 +37,10 @@ def part_of(table: pa.Table, **values: Any) -> pa.Table:
     return table.filter(pa.array(mask))
 
 
+BARS_TO_BEAT = ("equal_weight", "vol_target")
+"""Baselines that the headline is held against in words."""
+
+
 def annual_sessions_of(rows: list[Mapping[str, Any]]) -> float | None:
     """The sessions per year under which summary rows were made: annualized_return = (1 + average)^P - 1."""
     for row in rows:
@@ -46,13 +50,13 @@ def annual_sessions_of(rows: list[Mapping[str, Any]]) -> float | None:
     return None
 
 
-def comparison_of(summary: pa.Table, daily: pa.Table, pair: str) -> Comparison | None:
-    """The headline of a pair (its ensemble, else its first survivor) against equal weight, on test under base terms."""
+def comparison_of(summary: pa.Table, daily: pa.Table, pair: str, other: str = "equal_weight") -> Comparison | None:
+    """The headline of a pair (its ensemble, else its first survivor) against a baseline, on test under base terms."""
     window = headline_window(summary)
     rows = part_of(summary, window=window, split="test", scenario="base", pair=pair).to_pylist()
     part = part_of(daily, window=window, split="test", scenario="base", pair=pair)
     for policy in ("ensemble", "survivor-1"):
-        found = compare(part, pair, policy, window=window, annual_sessions=annual_sessions_of(rows))
+        found = compare(part, pair, policy, other, window=window, annual_sessions=annual_sessions_of(rows))
         if found is not None:
             return found
     return None
@@ -106,9 +110,11 @@ def final_table(summary: pa.Table, daily: pa.Table, *, width: int | None = None)
         terms = f"{rows[0]['cost_bps']:g} bps a side, lag {rows[0]['lag']}"
         heading = f"{pair}  test {first} to {last}, {rows[0]['days']} days, {terms}"
         parts += [Text(heading, style="bold"), _fitted(pair, rows, width)]
-        comparison = comparison_of(head, days, pair)
-        if comparison is not None:
-            parts += [Text(comparison.sentence()), Text("")]
+        for bar in BARS_TO_BEAT:
+            comparison = comparison_of(head, days, pair, bar)
+            if comparison is not None:
+                parts.append(Text(comparison.sentence()))
+        parts.append(Text(""))
     if not parts:
         return Text("No test results under the run's own terms.")
     parts.append(

@@ -14,7 +14,7 @@ from algos.policy import EnsemblePolicy
 from analysis.frames import KEYS, append_jsonl, daily_schema, keep_last, read_jsonl, write_frame
 from analysis.report import write_report
 from analysis.summary import build_summary, write_summary
-from analysis.tables import comparison_of, print_final_table
+from analysis.tables import BARS_TO_BEAT, comparison_of, print_final_table
 from envs.market import PairMarket
 from pbt import population as populations_of
 from pbt.backtest import ENSEMBLE, Policies, backtest
@@ -113,14 +113,14 @@ def finish(
     summary = write_summary(_summary(run, markets, survivors, daily), directory.path)
     directory.event("done")
     write_events(directory)
-    verdicts = {pair: comparison_of(summary, daily, pair) for pair in markets}
+    verdicts = {pair: [comparison_of(summary, daily, pair, baseline) for baseline in BARS_TO_BEAT] for pair in markets}
     write_summary_json(
         run,
         directory,
         summary,
         survivors,
         {pair: {"zscore": str(p.zscore), "static_gross": list(p.static)} for pair, p in prepared.items()},
-        {pair: verdict.sentence() for pair, verdict in verdicts.items() if verdict is not None},
+        {pair: "; ".join(found.sentence() for found in bars if found is not None) for pair, bars in verdicts.items()},
         "complete",
     )
     write_report(directory.path)
