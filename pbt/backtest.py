@@ -1,193 +1,128 @@
-"""The Ray-parallel simulator: survivors, their ensemble and baselines over splits and scenarios.
+"""``python -m pbt.backtest RUN``: the survivors of a run again, over a grid of scenarios of one's own."""
 
-All policies and scenarios of a task run as rows of one batch through the ledger; every network runs once a bar.
-Tasks run side by side, one per pair and split; each pair's market and policies lie once in Ray's object store.
-"""
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-import numpy as np
-import pyarrow as pa
-import ray
-import torch
-
-from algos.policy import EnsemblePolicy, Policy, PolicyStack
-from analysis.frames import daily_schema, frame_block
-from analysis.summary import scenario_id
-from envs.batched import uses_drawdown
-from envs.ledger import Terms
-from envs.market import PairMarket
-from envs.replay import Replay, replay
-from pbt.baselines import ZScoreRule, baseline_targets, constant, fit_z_score
+from rayconf.errors import UserError
+from rayconf.loading import build_config, load_file, merge
+from rayconf.origins import check_origins
 from rayconf.run_config import RunConfig
 
-BASE = "base"
-ENSEMBLE = "ensemble"
-EQUAL_WEIGHT = "equal_weight"
-
-Policies = Mapping[str, Policy | EnsemblePolicy]
-Targets = Mapping[str, np.ndarray]
+GRID = {"costs": "cost_bps", "lag": "lags"}
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """Terms that differ from the run's own."""
+class _Parser(argparse.ArgumentParser):
+    """One line for a mistake."""
 
-    name: str
-    cost_bps: float
-    """Commission plus slippage per side."""
-    lag: int
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
-def scenarios(run: RunConfig) -> tuple[Scenario, ...]:
-    """The run's own terms, then the grid of costs and lags."""
-    grid = (Scenario(scenario_id(cost, lag), cost, lag) for cost in run.backtest.cost_bps for lag in run.backtest.lags)
-    return (base_scenario(run), *grid)
+def parse_grid(texts: Sequence[str]) -> dict[str, list[float]]:
+    """``costs=1,5 lag=1,2`` as fields of the config's ``backtest`` section."""
+    fields: dict[str, list[float]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        if name not in GRID or not equals:
+            raise UserError(f"--grid: {text!r} must be one of {', '.join(GRID)} with values, e.g. costs=1,5")
+        try:
+            fields[GRID[name]] = [float(value) for value in values.split(",")]
+        except ValueError as error:
+            raise UserError(f"--grid: {text!r} must list numbers, e.g. {name}=1,5") from error
+    return fields
 
 
-def base_scenario(run: RunConfig) -> Scenario:
-    """The run's own costs and lag."""
-    return Scenario(BASE, run.costs.real_bps, run.env.lag)
+def with_grid(run: RunConfig, grid: dict[str, list[float]]) -> RunConfig:
+    """The run with another grid of scenarios. Raises ``UserError`` when a value cannot be."""
+    return build_config(merge(run.model_dump(mode="json"), {"backtest": grid}))
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Rows of one replay: every policy under every scenario, policy by policy."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = _Parser(prog="python -m pbt.backtest", description=__doc__, allow_abbrev=False)
+    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a complete run, e.g. runs/NAME")
+    parser.add_argument(
+        "--grid", nargs="+", default=[], metavar="NAME=A,B", help="costs=... in bps a side, lag=... in bars"
+    )
+    parser.add_argument("--address", metavar="ADDR", help="join this Ray cluster (auto: the local one)")
+    try:
+        check_origins()
+        args = parser.parse_args(arguments)
+        print(f"backtest {_backtest(args.run, parse_grid(args.grid), args.address)}")
+    except UserError as error:
+        print(f"pairpbt: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pairpbt: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
 
-    policies: Policies
-    targets: Targets
-    scenarios: Sequence[Scenario]
 
-    @property
-    def names(self) -> list[str]:
-        """Policy names in row order."""
-        return [*self.policies, *self.targets]
+def _backtest(path: Path, grid: dict[str, list[float]], address: str | None) -> Path:
+    import ray
 
-    def run(self, market: PairMarket, run: RunConfig, split: str) -> Replay:
-        """One continuous account per row over the split."""
-        per_policy = len(self.scenarios)
-        stack = PolicyStack(list(self.policies.values()), per_policy) if self.policies else None
-        tables = [torch.from_numpy(np.asarray(table)) for table in self.targets.values()]
-        lag = torch.tensor([s.lag for s in self.scenarios] * len(self.names))
-        costs = torch.tensor([s.cost_bps for s in self.scenarios] * len(self.names), dtype=torch.float64)
-        return replay(
-            market,
-            market.splits[split],
-            None if stack is None else lambda _bars, features, account: stack.decide(features, account),
-            Terms.from_costs(run.costs, costs),
-            int(lag[0]) if bool((lag == lag[0]).all()) else lag,
-            batch=len(self.names) * per_policy,
-            leverage=run.costs.leverage,
-            drawdown=uses_drawdown(run),
-            recorded=[table for table in tables for _ in self.scenarios],
+    from algos.policy import EnsemblePolicy, Policy
+    from analysis.frames import KEYS, daily_schema, write_frame
+    from analysis.summary import write_summary
+    from analysis.tables import print_final_table
+    from envs.market import load_markets
+    from pbt.pipeline import summary_of
+    from pbt.results import write_events
+    from pbt.run_dir import RunDir
+    from pbt.simulator import ENSEMBLE, backtest
+    from rayconf.session import start_ray
+
+    directory = RunDir(path)
+    directory.require()
+    run = with_grid(build_config(load_file(directory.config)), grid)
+    known = _survivors(directory.summary_json)
+    policies: dict[str, Any] = {}
+    for row in known:
+        policy = Policy.load(directory.survivor(row["pair"], row["rank"]))
+        policies.setdefault(row["pair"], {})[row["policy"]] = policy
+    policies = {pair: {ENSEMBLE: EnsemblePolicy(list(own.values())), **own} for pair, own in policies.items()}
+    markets = load_markets(run)
+
+    identity = time.strftime("%Y%m%d-%H%M%S")
+    target = directory.path / "backtests" / identity
+    with start_ray(run.resources, address):
+        directory.event(
+            "look", f"backtest {identity}: {len(run.backtest.cost_bps)} costs x {len(run.backtest.lags)} lags"
         )
-
-    def daily(self, market: PairMarket, run: RunConfig, split: str, name: str) -> dict[tuple[str, str], pa.Table]:
-        """Rows of the ``daily`` frame by (scenario, policy); ``name`` is the run's name."""
-        record = self.run(market, run, split)
-        gross = record.gross
-        tables = {}
-        schema = daily_schema()
-        for p, policy in enumerate(self.names):
-            for s, scenario in enumerate(self.scenarios):
-                row = p * len(self.scenarios) + s
-                constants = {
-                    "run": name,
-                    "window": 0,
-                    "split": split,
-                    "scenario": scenario.name,
-                    "pair": market.pair,
-                    "policy": policy,
-                }
-                columns = {
-                    "decision_date": market.dates[record.decision_bar[:, row]],
-                    "date": market.dates[record.fill_bar[:, row]],
-                    "target_weight_a": record.target[:, row, 0],
-                    "target_weight_b": record.target[:, row, 1],
-                    "weight_a": record.weight[:, row, 0],
-                    "weight_b": record.weight[:, row, 1],
-                    "gross": gross[:, row],
-                    "turnover": record.turnover[:, row],
-                    "trading_cost": record.trading_cost[:, row],
-                    "financing": record.financing[:, row],
-                    "net_return": record.net_return[:, row],
-                    "equity": record.equity[:, row],
-                }
-                tables[scenario.name, policy] = frame_block(schema, constants, columns)
-        return tables
+        references = {pair: ray.put(markets[pair]) for pair in policies}
+        rows, _ = backtest(run, directory.name, references, policies, splits=("test",))
+    daily = write_frame(rows, daily_schema(), KEYS["daily"], target / "frames" / "daily.parquet")
+    summary = write_summary(summary_of(run, markets, known, daily), target)
+    write_events(directory)
+    print_final_table(summary, daily)
+    return target
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What the baselines take from train and validation, before the test span is read."""
-
-    zscore: ZScoreRule
-    static: tuple[float, float]
-    """Mean weights of the ensemble on validation."""
-
-
-def prepare(market: PairMarket, run: RunConfig, policies: Policies) -> Prepared:
-    """Fit the z-score rule on train; take the ensemble's mean weights on validation."""
-    torch.set_num_threads(1)
-    record = Batch({ENSEMBLE: policies[ENSEMBLE]}, {}, [base_scenario(run)]).run(market, run, "validation")
-    mean = record.weight[:, 0].mean(axis=0)
-    return Prepared(fit_z_score(market, run), (float(mean[0]), float(mean[1])))
-
-
-def simulate(
-    market: PairMarket, run: RunConfig, policies: Policies, prepared: Prepared | None, split: str, name: str
-) -> dict[tuple[str, str], pa.Table]:
-    """Daily rows of one pair and split, by (scenario, policy).
-
-    Test holds all scenarios, train and validation the run's own. Train, where every fitted policy has seen all,
-    holds the learned policies beside equal weight and needs nothing ``prepared``.
-    """
-    torch.set_num_threads(1)
-    chosen = scenarios(run) if split == "test" else (base_scenario(run),)
-    if split == "train":
-        targets = {EQUAL_WEIGHT: constant(market, 0.5, 0.5)}
-    elif prepared is None:
-        raise ValueError(f"the baselines of {split} need what prepare() returns")
-    else:
-        targets = baseline_targets(market, run, prepared.zscore, prepared.static)
-    return Batch(policies, targets, chosen).daily(market, run, split, name)
+def _survivors(path: Path) -> list[dict[str, Any]]:
+    """Pair, policy name, rank, member and generation of every survivor of a complete run."""
+    try:
+        pairs = json.loads(path.read_text())["pairs"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path.parent}: the run is not complete; finish it with python -m pbt.launch --resume"
+        ) from error
+    return [
+        {
+            "pair": pair,
+            "policy": f"survivor-{survivor['rank']}",
+            "rank": survivor["rank"],
+            "member": survivor["member"],
+            "generation": survivor["generation"],
+        }
+        for pair, entry in pairs.items()
+        for survivor in entry["survivors"]
+    ]
 
 
-def backtest(
-    run: RunConfig,
-    name: str,
-    markets: Mapping[str, ray.ObjectRef],
-    policies: Mapping[str, Policies],
-    splits: Sequence[str] = ("test", "train", "validation"),
-) -> tuple[pa.Table, dict[str, Prepared]]:
-    """Run every pair over the splits as Ray tasks.
-
-    Args:
-        run: The run.
-        name: The run's name, for the frame.
-        markets: Markets in the object store, by pair.
-        policies: Survivors and ensemble by pair and policy name.
-        splits: Splits to run.
-
-    Returns:
-        The rows of the ``daily`` frame in the order of its key, and what the baselines were fitted to.
-    """
-    config = ray.put(run)
-    chosen = {pair: ray.put(dict(of_pair)) for pair, of_pair in policies.items()}
-    preparing = {pair: _prepare.remote(markets[pair], config, chosen[pair]) for pair in policies}
-    running = {}
-    for split in sorted(splits, key=lambda split: split != "train"):  # train is the longest and waits for nothing
-        for pair in policies:
-            prepared = None if split == "train" else preparing[pair]
-            running[split, pair] = _simulate.remote(markets[pair], config, chosen[pair], prepared, split, name)
-    blocks = {}
-    for (split, pair), reference in running.items():
-        for (scenario, policy), table in ray.get(reference).items():
-            blocks[0, split, scenario, pair, policy] = table
-    daily = pa.concat_tables([blocks[key] for key in sorted(blocks)]) if blocks else daily_schema().empty_table()
-    return daily, {pair: ray.get(reference) for pair, reference in preparing.items()}
-
-
-_prepare = ray.remote(num_cpus=1)(prepare)
-_simulate = ray.remote(num_cpus=1)(simulate)
+if __name__ == "__main__":
+    sys.exit(main())

@@ -49,15 +49,17 @@ def spread_positions(z: np.ndarray, rules: tuple[ZScoreRule, ...]) -> np.ndarray
     leave = np.array([rule.exit for rule in rules])
     entered = np.where(z < -entry, 1.0, np.where(z > entry, -1.0, 0.0))
     near = np.abs(z) < leave
-    side = np.sign(z)
-    positions = np.zeros_like(z)
-    now = np.zeros(len(rules))
-    for t in range(len(z)):
-        crossed = now * side[t] > 0  # long the spread below zero: a positive z has crossed
-        now = np.where(near[t] | crossed, 0.0, now)
-        now = np.where(entered[t] != 0, entered[t], now)
-        positions[t] = now
-    return positions
+    bar = np.arange(len(z))[:, None]
+
+    def latest(event: np.ndarray) -> np.ndarray:
+        return np.maximum.accumulate(np.where(event, bar, -1), axis=0)
+
+    # The last entry holds unless an exit came after it; where both fire on one bar the entry counts.
+    since = latest(entered != 0)
+    side = np.where(since >= 0, np.take_along_axis(entered, np.maximum(since, 0), axis=0), 0.0)
+    left_long, left_short = (latest((near | crossed) & (entered == 0)) for crossed in (z > 0, z < 0))
+    left = np.where(side > 0, left_long, left_short)
+    return np.where(left > since, 0.0, side)
 
 
 def z_score_targets(market: PairMarket, rules: tuple[ZScoreRule, ...], gross: float) -> np.ndarray:
@@ -72,15 +74,15 @@ def z_score_targets(market: PairMarket, rules: tuple[ZScoreRule, ...], gross: fl
 def fit_z_score(market: PairMarket, run: RunConfig) -> ZScoreRule:
     """The rule of the grid with the best fitness on the training span under the run's real costs."""
     targets = torch.from_numpy(z_score_targets(market, Z_GRID, run.costs.leverage))
-    rows = torch.arange(len(Z_GRID))
     record = replay(
         market,
         market.splits["train"],
-        lambda bars, _features, _account: targets[rows, bars],
+        None,
         Terms.from_costs(run.costs),
         run.env.lag,
         batch=len(Z_GRID),
         leverage=run.costs.leverage,
+        recorded=list(targets),
     )
     dates = market.dates[record.fill_bar[:, 0]]
     scores = [

@@ -3,8 +3,9 @@
 import logging
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -17,12 +18,12 @@ from analysis.summary import build_summary, write_summary
 from analysis.tables import BARS_TO_BEAT, comparison_of, print_final_table
 from envs.market import PairMarket
 from pbt import population as populations_of
-from pbt.backtest import ENSEMBLE, Policies, backtest
 from pbt.manifest import Population
 from pbt.population import PairClock, PairPopulation
 from pbt.progress import ProgressView
 from pbt.results import write_events, write_summary_json, write_training_frames
 from pbt.run_dir import RunDir
+from pbt.simulator import ENSEMBLE, Policies, backtest
 from pbt.store import StateStore
 from pbt.survivors import Survivor, export, load_survivors
 from pbt.tracking import Tracking
@@ -110,7 +111,7 @@ def finish(
     policies = {pair: _policies(ranked) for pair, ranked in survivors.items()}
     rows, prepared = backtest(run, directory.name, references, policies)
     daily = write_frame(rows, daily_schema(), KEYS["daily"], directory.frame("daily"))
-    summary = write_summary(_summary(run, markets, survivors, daily), directory.path)
+    summary = write_summary(summary_of(run, markets, _known(survivors), daily), directory.path)
     directory.event("done")
     write_events(directory)
     verdicts = {pair: [comparison_of(summary, daily, pair, baseline) for baseline in BARS_TO_BEAT] for pair in markets}
@@ -143,13 +144,8 @@ def _policies(ranked: list[Survivor]) -> Policies:
     return {ENSEMBLE: ensemble, **{survivor.name: survivor.policy for survivor in ranked}}
 
 
-def _summary(
-    run: RunConfig,
-    markets: Mapping[str, PairMarket],
-    survivors: Mapping[str, list[Survivor]],
-    daily: pa.Table,
-) -> pa.Table:
-    known = [
+def _known(survivors: Mapping[str, list[Survivor]]) -> list[dict[str, Any]]:
+    return [
         {
             "pair": pair,
             "policy": survivor.name,
@@ -160,9 +156,15 @@ def _summary(
         for pair, ranked in survivors.items()
         for survivor in ranked
     ]
+
+
+def summary_of(
+    run: RunConfig, markets: Mapping[str, PairMarket], survivors: Sequence[Mapping[str, Any]], daily: pa.Table
+) -> pa.Table:
+    """The summary frame under the run's own terms; ``survivors`` as ``build_summary`` takes them."""
     return build_summary(
         daily,
-        known,
+        survivors,
         base_cost_bps=run.costs.real_bps,
         base_lag=run.env.lag,
         annual_sessions={pair: market.sessions_per_year for pair, market in markets.items()},

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -342,3 +343,54 @@ def test_the_written_config_repeats_the_run(undisturbed: Path, tmp_path: Path) -
     assert settings["versions"]["ray"] == "2.60.0"
     assert build_config(settings).to_yaml() == (undisturbed / "config.yaml").read_text()
     assert not list(tmp_path.iterdir())
+
+
+def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=5 * MINUTES,
+    )
+
+
+def test_backtest_again_over_a_grid_and_status(undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "tiny"
+    shutil.copytree(undisturbed, run)
+    before = (run / "frames" / "daily.parquet").read_bytes()
+    done = run_module("pbt.backtest", str(run), "--grid", "costs=0,2,20", "lag=1")
+    assert done.returncode == 0, done.stderr
+    target = Path(done.stdout.strip().splitlines()[-1].removeprefix("backtest "))
+    assert target.parent == run / "backtests"
+    again = pd.read_parquet(target / "frames" / "daily.parquet").set_index(["scenario", "pair", "policy", "date"])
+    assert set(again.index.get_level_values("scenario")) == {"base", "cost0-lag1", "cost2-lag1", "cost20-lag1"}
+    first = pd.read_parquet(run / "frames" / "daily.parquet").query("split == 'test' and scenario == 'base'")
+    first = first.set_index(["scenario", "pair", "policy", "date"])
+    pd.testing.assert_frame_equal(again.loc[["base"]], first, check_like=True)  # survivors from disk, to the bit
+    assert (run / "frames" / "daily.parquet").read_bytes() == before
+    events = pd.read_parquet(run / "frames" / "events.parquet")
+    assert list(events.kind).count("look") == 2
+
+    shown = run_module("pbt.status", str(run))
+    assert shown.returncode == 0
+    assert "complete" in shown.stdout
+    assert "SYNA/SYNB" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("pbt.backtest", ["nowhere"], "holds no run"),
+        ("pbt.status", ["nowhere"], "holds no run"),
+        ("analysis.report", ["nowhere"], "no such run"),
+        ("pbt.backtest", ["nowhere", "--grid", "cost=1"], "must be one of costs, lag"),
+        ("pbt.backtest", ["nowhere", "--grid", "lag=soon"], "must list numbers"),
+    ],
+)
+def test_mistakes_of_the_other_commands(module: str, arguments: list[str], message: str) -> None:
+    done = run_module(module, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -21,8 +21,8 @@ from envs.ledger import Terms
 from envs.market import PairMarket
 from envs.pair_trading import PairTradingEnv
 from envs.replay import Replay, replay
-from pbt import backtest as backtest_module
-from pbt.backtest import Policies, Prepared, Scenario, backtest, prepare, scenarios, simulate
+from pbt import simulator as backtest_module
+from pbt.simulator import Policies, Prepared, Scenario, backtest, prepare, scenarios, simulate
 from rayconf import RunConfig
 
 PAIR = "SYNA/SYNB"
