@@ -42,7 +42,7 @@ class Tracking:
         for board in self._boards.values():
             board.close()
         for stream in self._streams.values():
-            stream.finish(quiet=True)
+            stream.finish()
 
     def _board(self, stream: str) -> Any:
         if stream not in self._boards:

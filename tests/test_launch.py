@@ -394,3 +394,47 @@ def test_mistakes_of_the_other_commands(module: str, arguments: list[str], messa
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+OTHER_WAYS = (
+    "env.risk_measure=drawdown",
+    "env.lag=2",
+    "env.mapping=neutral",
+    "optimizer.kind=muon_mix",
+    "optimizer.schedule=cosine",
+    "optimizer.ema_half_life=0",
+    "pbt.fitness=growth",
+    "pbt.fitness_smoothing=0.5",
+    "data.fill=close",
+    "features.extremes=tanh",
+    "network.activation=silu",
+    "costs.financing=gross",
+    "tracking.wandb=offline",
+)
+
+
+def test_every_other_way_runs_too(tmp_path: Path) -> None:
+    """All alternatives to the defaults at once, with closes-only fills and an offline tracker."""
+    ways = [argument for way in OTHER_WAYS for argument in ("--set", way)]
+    done = launch(*tiny(tmp_path, *ways))
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "tiny"
+    summary = pd.read_parquet(run / "frames" / "summary.parquet")
+    assert set(summary.query("scenario == 'base'").lag) == {2}
+    daily = pd.read_parquet(run / "frames" / "daily.parquet").query("policy == 'survivor-1'")
+    assert (daily.weight_a + daily.weight_b).abs().max() < 1e-12  # dollar-neutral
+    assert len(list((run / "wandb").glob("offline-run-*"))) == 6
+    events = pd.read_parquet(run / "frames" / "events.parquet")
+    assert events.detail.str.contains("fill at closes").sum() == 2
+
+
+def test_tensorboard_holds_the_progress(undisturbed: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    progress = pd.read_parquet(undisturbed / "frames" / "progress.parquet")
+    rows = progress.query("pair == 'SYNA/SYNB' and member == 'm01'").sort_values("iteration")
+    log = EventAccumulator(str(undisturbed / "tensorboard" / "SYNA_SYNB-m01"))
+    log.Reload()
+    found = [(event.step, event.value) for event in log.Scalars("reward_mean")]
+    assert [step for step, _ in found] == rows.env_steps.tolist()
+    assert [value for _, value in found] == pytest.approx(rows.reward_mean.tolist(), rel=1e-6)
