@@ -133,10 +133,10 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             force_reset: Begin fresh episodes.
 
         Raises:
-            NotImplementedError: For ``num_episodes`` and ``random_actions``.
+            ValueError: For ``num_episodes`` and ``random_actions``.
         """
         if num_episodes is not None or random_actions:
-            raise NotImplementedError("batched rollouts are counted in steps and follow the policy")
+            raise ValueError("batched rollouts are counted in steps and follow the policy")
         env, module = self.env, self.module
         assert env is not None
         assert module is not None

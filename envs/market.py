@@ -1,6 +1,5 @@
 """``PairMarket``: the aligned tensors of one pair, and its chronological splits with embargo."""
 
-import math
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -218,8 +217,3 @@ def _date(text: str, field: str) -> np.datetime64:
 
 def _day(date: np.datetime64) -> Any:
     return np.datetime_as_string(date, unit="D")
-
-
-def fitness_windows(sessions_seen: int, window: int, step: int) -> int:
-    """Number of rolling windows that fit into a span of sessions."""
-    return max(0, math.floor((sessions_seen - window) / step) + 1)

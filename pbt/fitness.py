@@ -77,6 +77,11 @@ def pooled_score(returns: np.ndarray, per_year: float, pbt: PBTConfig) -> float:
     return float(_score(values.mean(), values.var(), per_year, pbt))
 
 
+def window_starts(sessions: int, pbt: PBTConfig) -> range:
+    """First session of every rolling window that fits into the span."""
+    return range(0, sessions - pbt.window + 1, pbt.window_step)
+
+
 def evaluate(
     net_return: np.ndarray,
     gross: np.ndarray,
@@ -102,7 +107,7 @@ def evaluate(
         return Fitness(BROKEN, 0.0, True, idle, 0)
     returns, _ = session_returns(net_return, dates)
     se = float(Resampler(len(returns), pbt, *key).scores(returns, per_year).std(ddof=1))
-    starts = range(0, len(returns) - pbt.window + 1, pbt.window_step)
+    starts = window_starts(len(returns), pbt)
     if len(starts) < FEW_WINDOWS or pbt.fitness == "growth":
         value = pooled_score(returns, per_year, pbt)
     else:

@@ -105,7 +105,7 @@ def _launch(args: argparse.Namespace) -> int:
         return OK
     if args.address is None:
         _open(config, directory, markets, resume=args.resume)
-    for line in planned.lines():
+    for line in (*planned.lines(), *(note for market in markets.values() for note in market.notes)):
         print(line)
     try:
         with start_ray(config.resources, args.address) as machine:

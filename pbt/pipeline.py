@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 from rich.console import Console
@@ -17,6 +18,7 @@ from analysis.report import write_report
 from analysis.summary import build_summary, write_summary
 from analysis.tables import BARS_TO_BEAT, comparison_of, print_final_table
 from envs.market import PairMarket
+from pbt import fitness
 from pbt import population as populations_of
 from pbt.manifest import Population
 from pbt.population import PairClock, PairPopulation
@@ -51,7 +53,15 @@ def begin(run: RunConfig, directory: RunDir, markets: Mapping[str, PairMarket]) 
     directory.config.write_text(with_versions(run).to_yaml())
     directory.event("start", f"seed {run.seed}")
     for pair, market in markets.items():
-        directory.event("plan", "\n".join(market.notes), pair=pair)
+        directory.event("plan", "\n".join((*market.notes, *_fitness_note(run, market))), pair=pair)
+
+
+def _fitness_note(run: RunConfig, market: PairMarket) -> tuple[str, ...]:
+    span = market.splits["validation"]
+    windows = len(fitness.window_starts(len(np.unique(market.session[span.start : span.stop - 1])), run.pbt))
+    if windows >= fitness.FEW_WINDOWS:
+        return ()
+    return (f"{market.pair}: validation holds {windows} rolling windows only, so fitness pools the whole span",)
 
 
 def recover(directory: RunDir, run: RunConfig) -> None:
