@@ -15,7 +15,6 @@ from envs.market import (
     PairMarket,
     Span,
     build_market,
-    fitness_windows,
     load_markets,
     split_borders,
     split_spans,
@@ -250,10 +249,9 @@ def test_short_pairs_are_refused_by_name(tmp_path: Path) -> None:
         real(tmp_path, ("AAA/BBB",))
 
 
-def test_spans_and_windows_count_right() -> None:
+def test_spans_and_sessions_count_right() -> None:
     assert Span(10, 12).rows == 1
     assert Span(10, 10).rows == Span(12, 5).rows == 0
-    assert [fitness_windows(n, 126, 21) for n in (125, 126, 146, 147, 1225)] == [0, 1, 1, 2, 53]
     assert make_market().sessions_per_year == 252
     weekly = replace(make_market(), bars_per_year=52.0)
     assert weekly.sessions_per_year == 52

@@ -192,3 +192,7 @@ def test_without_the_floor_tiny_positions_score_like_real_ones() -> None:
     noise = {"noise": planted_policies(market)["noise"]}
     floored_value = planted_fitness(run, market, noise)["noise"].value
     assert abs(planted_fitness(bare, market, noise)["noise"].value) > 10 * abs(floored_value)
+
+
+def test_windows_that_fit() -> None:
+    assert [len(fitness.window_starts(n, PBT)) for n in (125, 126, 146, 147, 1225)] == [0, 1, 1, 2, 53]
