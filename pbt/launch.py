@@ -155,10 +155,7 @@ def _work(config: RunConfig, directory: "RunDir", markets: "dict[str, PairMarket
 
 
 def _flags(args: argparse.Namespace) -> dict[str, Any]:
-    values = {path: getattr(args, flag) for flag, path in ALIASES.items() if getattr(args, flag) is not None}
-    if "data.pairs" in values:
-        values["data.pairs"] = [pair.strip() for pair in values["data.pairs"].split(",") if pair.strip()]
-    return values
+    return {path: getattr(args, flag) for flag, path in ALIASES.items() if getattr(args, flag) is not None}
 
 
 def _fresh(args: argparse.Namespace) -> RunConfig:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -33,6 +33,12 @@ class DataConfig(Section):
     """Scale prices by ``Adj Close / Close`` where a file has it (total returns); false ignores the column."""
     bars_per_year: Positive | None = None
     """Bars per year; null: inferred from the dates (252 sessions, or 365 for a market that never closes)."""
+
+    @field_validator("pairs", mode="before")
+    @classmethod
+    def _listed(cls, pairs: object) -> object:
+        """One text, as flags give it, lists pairs separated by commas."""
+        return [pair.strip() for pair in pairs.split(",") if pair.strip()] if isinstance(pairs, str) else pairs
 
 
 class SyntheticConfig(Section):
