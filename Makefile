@@ -1,7 +1,10 @@
-# Everything runs in .venv, which the first target that needs it creates and installs from constraints.txt.
+# Everything runs in .venv, benchmarks with their peers in .venv-bench; the first target that needs one creates it and
+# installs it from constraints.txt.
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+BENCH_PY := .venv-bench/bin/python
+BENCH_STAMP := .venv-bench/.installed
 FOLDERS := rayconf envs algos pbt analysis tests benchmarks
 CACHES := build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -33,26 +36,32 @@ format: $(STAMP)  ## Mend what can be mended by machine
 	@$(PY) -m ruff check --fix
 	@$(PY) -m ruff format
 
-bench: $(STAMP)  ## Run every benchmark (minutes each)
-	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+bench: export OMP_NUM_THREADS := 1
+bench: $(BENCH_STAMP)  ## Run every benchmark (minutes each)
+	@for name in throughput optimality; do echo "== $$name"; $(BENCH_PY) -m benchmarks.$$name || exit 1; done
 
 clean:  ## Remove build products and caches; .venv and runs stay
 	@rm -rf $(CACHES)
 	@find $(FOLDERS) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # As variables the lock also binds the backends that pip calls to build a package.
-$(STAMP): export PIP_CONSTRAINT := constraints.txt
-$(STAMP): export PIP_BUILD_CONSTRAINT := constraints.txt
+$(STAMP) $(BENCH_STAMP): export PIP_CONSTRAINT := constraints.txt
+$(STAMP) $(BENCH_STAMP): export PIP_BUILD_CONSTRAINT := constraints.txt
 $(STAMP): pyproject.toml constraints.txt | $(PY)
 	@echo "Installing the pinned versions into $(VENV) ..."
 	@$(PY) -m pip install -qq --disable-pip-version-check -e ".[test]"
 	@touch $@
 
+$(BENCH_STAMP): pyproject.toml constraints.txt | $(BENCH_PY)
+	@echo "Installing the pinned versions and the benchmark's peers into .venv-bench ..."
+	@$(BENCH_PY) -m pip install -qq --disable-pip-version-check -e ".[bench]"
+	@touch $@
+
 # A name on the path may be a shim that runs nothing, and a system Python may lack venv: ask each one.
-$(PY):
+$(PY) $(BENCH_PY):
 	@for candidate in $(PYTHON) python3.11 python3.12 python3 python; do \
 	  if $$candidate -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then \
-	    echo "Creating $(VENV) with $$($$candidate --version)"; exec $$candidate -m venv $(VENV); \
+	    echo "Creating $(@:/bin/python=) with $$($$candidate --version)"; exec $$candidate -m venv $(@:/bin/python=); \
 	  fi; \
 	done; \
 	echo "make: no usable Python 3.11 or 3.12 with venv found; install one (Debian: python3.11-venv) or name it:" \

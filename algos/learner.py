@@ -10,6 +10,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import ENTROPY_KEY, POLICY_LOSS_KEY, VF_LOSS_KEY
 from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import (
     ALL_MODULES,
@@ -19,8 +20,10 @@ from ray.rllib.utils.metrics import (
     NUM_MODULE_STEPS_TRAINED_LIFETIME,
     WEIGHTS_SEQ_NO,
 )
+from ray.rllib.utils.torch_utils import explained_variance
 from torch import Tensor
 
+from algos.distribution import SquashedGaussian
 from algos.module import ActorCritic
 from algos.optimizers import WeightAverage, build_optimizers, optimizer_tensors, schedule_factor
 from rayconf.keys import torch_seed
@@ -33,7 +36,7 @@ SKIPPED_STEPS = "skipped_steps"
 
 
 class PairPPOLearner(PPOTorchLearner):
-    """``PPOTorchLearner`` with its loss untouched.
+    """``PPOTorchLearner`` with its gradients unchanged.
 
     What differs from stock PPO, and why:
 
@@ -98,15 +101,49 @@ class PairPPOLearner(PPOTorchLearner):
         parts = -(-rows // (minibatch_size or rows))
         for epoch in range(num_epochs):
             self._last_epoch = epoch == num_epochs - 1
+            # the old distribution is needed for its KL alone, which is reported from the last epoch
+            names = [
+                name
+                for name in columns
+                if name != Columns.ACTION_DIST_INPUTS or self._last_epoch or self.config.use_kl_loss
+            ]
             order = torch.randperm(rows, generator=self._order).to(self._device)
             for index in order.tensor_split(parts):  # equal to one row, so that no step is left a remnant
-                minibatch = {name: column.index_select(0, index) for name, column in columns.items()}
+                minibatch = {name: columns[name].index_select(0, index) for name in names}
                 yield MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(minibatch)}, env_steps=len(index))
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> Tensor:
-        """Stock PPO's loss, its statistics kept aside instead of logged one by one."""
+        """Stock PPO's loss to the bit of its gradients, without a graph for what has none.
+
+        With ``use_kl_loss`` it is stock PPO's own code. Statistics are kept aside instead of logged one by one.
+        """
+        if config.use_kl_loss:
+            return self._stock_loss(module_id, config, batch, fwd_out)
+        net = self._net
+        new = net.action_dist_cls.from_logits(fwd_out[Columns.ACTION_DIST_INPUTS])
+        ratio = torch.exp(new.logp(batch[Columns.ACTIONS]) - batch[Columns.ACTION_LOGP])
+        gain, clip = batch[Postprocessing.ADVANTAGES], config.clip_param
+        surrogate = torch.min(gain * ratio, gain * torch.clamp(ratio, 1 - clip, 1 + clip))
+        target = batch[Postprocessing.VALUE_TARGETS]
+        value = net.compute_values(batch, embeddings=fwd_out.get(Columns.EMBEDDINGS))
+        error = torch.clamp(torch.pow(value - target, 2.0), 0, config.vf_clip_param)
+        loss = -surrogate + config.vf_loss_coeff * error
+        bonus = self.entropy_coeff_schedulers_per_module[module_id].get_current_value()
+        with torch.set_grad_enabled(bonus != 0):
+            entropy = new.entropy()
+        if bonus != 0:
+            loss = loss - bonus * entropy
+        with torch.no_grad():
+            self._losses.rows.append(
+                [-surrogate.mean(), error.mean(), entropy.detach().mean(), explained_variance(target, value)]
+            )
+            if self._last_epoch:
+                self._observe_change(clip, batch, new, ratio)
+        return loss.mean()
+
+    def _stock_loss(self, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]) -> Tensor:
         logger: Any = self.metrics
         self.metrics = self._losses
         try:
@@ -114,24 +151,35 @@ class PairPPOLearner(PPOTorchLearner):
         finally:
             self.metrics = logger
         if self._last_epoch:
-            self._observe_change(config.clip_param, batch, fwd_out[Columns.ACTION_DIST_INPUTS].detach())
+            new = self._net.action_dist_cls.from_logits(fwd_out[Columns.ACTION_DIST_INPUTS].detach())
+            ratio = torch.exp(new.logp(batch[Columns.ACTIONS]) - batch[Columns.ACTION_LOGP])
+            self._observe_change(config.clip_param, batch, new, ratio)
         return loss
 
     @torch.no_grad()
-    def _observe_change(self, clip: float, batch: dict[str, Any], inputs: Tensor) -> None:
-        distribution = self._net.action_dist_cls
-        new = distribution.from_logits(inputs)
-        old = distribution.from_logits(batch[Columns.ACTION_DIST_INPUTS])
-        ratio = torch.exp(new.logp(batch[Columns.ACTIONS]) - batch[Columns.ACTION_LOGP])
+    def _observe_change(self, clip: float, batch: dict[str, Any], new: SquashedGaussian, ratio: Tensor) -> None:
+        old = self._net.action_dist_cls.from_logits(batch[Columns.ACTION_DIST_INPUTS])
         self._kl.append(old.kl(new).mean())
         self._clipped.append(((ratio - 1).abs() > clip).float().mean())
+
+    def _compute_off_policyness(self, batch: dict[str, Any]) -> None:
+        return  # batches carry no sequence number of the weights they were sampled with
+
+    def compute_gradients(self, loss_per_module: dict[str, Tensor], **kwargs: Any) -> dict[Any, Tensor]:
+        """Gradients of the summed losses."""
+        for p in self._weights:
+            p.grad = None
+        total: Any = sum(loss_per_module.values())
+        total.backward()
+        return {name: p.grad for name, p in self._params.items()}
 
     def postprocess_gradients(self, gradients_dict: dict[Any, Tensor]) -> dict[Any, Tensor]:
         """Clip to ``grad_clip`` by the norm over all gradients of the module."""
         limit = self.config.grad_clip
-        self._norm = torch.nn.utils.clip_grad_norm_(
-            self._weights, float("inf") if limit is None else limit, foreach=True
-        )
+        gradients = [p.grad for p in self._weights if p.grad is not None]
+        self._norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if limit is not None:  # as torch.nn.utils.clip_grad_norm_, which sorts the tensors by device each time
+            torch._foreach_mul_(gradients, torch.clamp(limit / (self._norm + 1e-6), max=1.0))
         return gradients_dict
 
     def apply_gradients(self, gradients_dict: dict[Any, Tensor]) -> None:

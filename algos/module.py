@@ -70,6 +70,10 @@ class ActorCritic(TorchRLModule, ValueFunctionAPI):
         loc = self.pi(observation)
         return torch.cat((loc, self.log_std.expand_as(loc)), dim=-1)
 
+    def train(self, mode: bool = True) -> "ActorCritic":
+        """Torch's, which visits every layer, only where it changes something: RLlib calls it per minibatch."""
+        return self if self.training == mode else super().train(mode)
+
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         return {Columns.ACTION_DIST_INPUTS: self.parameters_of(batch[Columns.OBS])}
 
