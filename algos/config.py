@@ -10,15 +10,19 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.from_config import NotProvided
 
+from algos.bar_network import BarActorCritic
 from algos.env_runner import BatchedEnvRunner
 from algos.evaluation import evaluate_on_validation
 from algos.learner import PairPPOLearner
+from algos.markets import market_for
 from algos.module import ACTION_DIM, ActorCritic
 from rayconf.errors import UserError
 from rayconf.keys import derive_key
 from rayconf.loading import load_config
 from rayconf.run_config import RunConfig
 
+SLAB_BARS = 64
+"""Width of slabs for encoders of windows: about a window, so that context costs no more than the bars themselves."""
 VF_CLIP_OFF = 1e9
 """Larger than any squared error of the critic: stock PPO's value clipping never acts."""
 
@@ -33,6 +37,7 @@ _OWN = (
     "ema_half_life",
     "key",
     "torch_threads",
+    "slab_bars",
     "runner_device",
 )
 
@@ -40,6 +45,12 @@ _OWN = (
 @lru_cache(maxsize=1)
 def _smoke_run() -> RunConfig:
     return load_config("smoke")
+
+
+def _slab_bars(run: RunConfig) -> int:
+    if run.network.encoder == "mlp":
+        return 0
+    return run.ppo.slab_bars or (1 if run.network.encoder == "factored" else SLAB_BARS)
 
 
 class PairPPOConfig(PPOConfig):
@@ -76,6 +87,8 @@ class PairPPOConfig(PPOConfig):
         """Key of the initial weights and of every random stream until ``PairPPO.reseed``."""
         self.torch_threads: int = 1
         """Torch threads of this process and of remote runners and learners."""
+        self.slab_bars: int = 0
+        """Width in bars of the slabs that minibatches are drawn in; 0: samples one by one. Needs a market encoder."""
         self.runner_device: str = "cpu"
         """Where rollouts run, ``cpu`` or a CUDA device; the learner has its own (``num_gpus_per_learner``)."""
 
@@ -143,6 +156,7 @@ class PairPPOConfig(PPOConfig):
             ema_half_life=optimizer.ema_half_life * run.pbt.interval * steps_per_update,
             key=derive_key(run.seed, pair, "member") if key is None else key,
             torch_threads=run.resources.torch_threads,
+            slab_bars=_slab_bars(run),
         )
         return self.learners(num_gpus_per_learner=run.resources.gpus_per_member)
 
@@ -159,6 +173,7 @@ class PairPPOConfig(PPOConfig):
         ema_half_life: float = NotProvided,
         key: int = NotProvided,
         torch_threads: int = NotProvided,
+        slab_bars: int = NotProvided,
         runner_device: str = NotProvided,
         **kwargs: Any,
     ) -> Self:
@@ -206,7 +221,11 @@ class PairPPOConfig(PPOConfig):
             "initial_log_std": network["initial_log_std"],
             "key": self.stream_key,
         }
-        return RLModuleSpec(module_class=ActorCritic, model_config=config)
+        if network["encoder"] == "mlp":
+            return RLModuleSpec(module_class=ActorCritic, model_config=config)
+        config |= {name: value for name, value in network.items() if name.startswith("encoder")}
+        config["features"] = market_for(self.env_config).features.shape[1]
+        return RLModuleSpec(module_class=BarActorCritic, model_config=config)
 
     def validate(self) -> None:
         """RLlib's checks and our own.
@@ -221,6 +240,7 @@ class PairPPOConfig(PPOConfig):
             raise UserError(f"optimizer_kind: {self.optimizer_kind!r} must be adamw or muon_mix")
         if self.lr_schedule_kind not in ("cosine", "constant"):
             raise UserError(f"lr_schedule_kind: {self.lr_schedule_kind!r} must be cosine or constant")
-        hidden = self.env_config["run"]["network"]["hidden"]
-        if self.optimizer_kind == "muon_mix" and len(hidden) < 2:
+        network = self.env_config["run"]["network"]
+        shallow = len(network["hidden"]) < 2 and network["encoder"] in ("mlp", "factored")
+        if self.optimizer_kind == "muon_mix" and shallow:
             raise UserError("optimizer.kind: muon_mix needs network.hidden with two or more layers")

@@ -1,6 +1,7 @@
 """The EnvRunner: N accounts stepped as tensors, one fragment [T, N] per call."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -23,14 +24,17 @@ from ray.rllib.utils.metrics import (
 )
 from torch import Tensor
 
+from algos.bar_network import BarActorCritic
 from algos.gae import gae, next_values
 from algos.markets import market_for, run_of
 from algos.module import ActorCritic
-from envs.batched import BatchedPairTrading, observation_dim
+from envs.account_view import account_size
+from envs.batched import BatchedPairTrading, observation_dim, uses_drawdown
 from rayconf.keys import torch_seed
 
 TAIL_QUANTILE = "tail_quantile"
 REWARD_MEAN, ENV_SECONDS, POLICY_SECONDS = "reward_mean", "env_seconds", "policy_seconds"
+Network = Callable[[Tensor], Tensor]
 VALUE_ROWS = 8192
 """Rows per call of the critic on a finished rollout; larger blocks fall out of the cache."""
 
@@ -72,6 +76,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             self.num_envs,
             generator=self._starts,
             device=self._device,
+            numbered=run_of(env_config).network.encoder != "mlp",
         )
         self._observation = None
 
@@ -79,12 +84,18 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         """Build actor and critic."""
         spec = self.config.get_rl_module_spec(spaces=self.get_spaces(), inference_only=False)
         self.module = spec.build().to(self._device)
+        if isinstance(self.module, BarActorCritic):
+            self.module.attach(market_for(self.config.env_config).features)
 
     def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
         """Observation and action space; known without an environment, for the driver of remote runners."""
         if self._spaces is None:
             env_config = self.config.env_config
-            dim = observation_dim(market_for(env_config), run_of(env_config))
+            run = run_of(env_config)
+            if run.network.encoder == "mlp":
+                dim = observation_dim(market_for(env_config), run)
+            else:
+                dim = 1 + account_size(uses_drawdown(run))
             box = gym.spaces.Box(-np.inf, np.inf, (dim,), np.float32)
             pair = (box, self.config.action_space)
             names = (INPUT_ENV_SPACES, INPUT_ENV_SINGLE_SPACES, DEFAULT_MODULE_ID)
@@ -167,9 +178,16 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         finals: list[tuple[Tensor, Tensor]] = []
         episodes: list[Tensor] = []
         env_seconds = 0.0
+        actor: Network = module.pi
+        critic: Network = module.vf
+        table = None
+        if isinstance(module, BarActorCritic):  # the weights stay as they are, so each bar is evaluated once
+            table = module.table()
+            table.evaluate(env.upcoming(steps))
+            actor, critic = table.means, table.values
         for t in range(steps):
             observation[t] = current
-            loc[t] = mean = module.pi(current)
+            loc[t] = mean = actor(current)
             latent[t] = chosen = mean + noise[t]
             action = torch.tanh(chosen)
             entered = time.perf_counter()
@@ -186,18 +204,20 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
                 done = step.terminated | step.truncated
                 episodes.append(torch.stack((self._return[done], self._length[done])))
                 self._return, self._length = self._return.masked_fill(done, 0), self._length.masked_fill(done, 0)
+                if table is not None and bool(step.terminated.any()):  # a ruin nobody foresaw draws other starts
+                    table.evaluate(env.upcoming(steps - t - 1))
             current = step.observation
         self._observation = current
         env.observe_tail(torch.stack(growth))
 
         rows = steps * n
         flat = observation.reshape(rows, -1)
-        value = _values(module, flat).reshape(steps, n)
+        value = _values(critic, flat).reshape(steps, n)
         final_value = torch.zeros(rows, device=device)
         if finals:
             index = torch.cat([where for where, _ in finals])
-            final_value[index] = _values(module, torch.cat([what for _, what in finals]))
-        last_value = _values(module, current)
+            final_value[index] = _values(critic, torch.cat([what for _, what in finals]))
+        last_value = _values(critic, current)
         following = next_values(value, last_value, final_value.reshape(steps, n), truncated)
         advantage = gae(reward, value, following, terminated, truncated, self.config.gamma, self.config.lambda_)
         inputs = torch.cat((loc, log_std.expand_as(loc)), dim=-1).reshape(rows, -1)
@@ -268,5 +288,5 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         self.env = None
 
 
-def _values(module: ActorCritic, observation: Tensor) -> Tensor:
-    return torch.cat([module.vf(block) for block in observation.split(VALUE_ROWS)]).squeeze(-1)
+def _values(critic: Network, observation: Tensor) -> Tensor:
+    return torch.cat([critic(block) for block in observation.split(VALUE_ROWS)]).squeeze(-1)

@@ -23,7 +23,10 @@ from ray.rllib.utils.metrics import (
 from ray.rllib.utils.torch_utils import explained_variance
 from torch import Tensor
 
+from algos.bar_network import BarActorCritic
 from algos.distribution import SquashedGaussian
+from algos.markets import market_for
+from algos.minibatches import SlabOrder
 from algos.module import ActorCritic
 from algos.optimizers import WeightAverage, build_optimizers, optimizer_tensors, schedule_factor
 from rayconf.keys import torch_seed
@@ -41,7 +44,7 @@ class PairPPOLearner(PPOTorchLearner):
     What differs from stock PPO, and why:
 
     - Every epoch, the first too, follows a permutation drawn from a keyed generator; the stock iterator leaves
-      the first epoch in order and draws from numpy's global one.
+      the first epoch in order and draws from numpy's global one. With a market encoder it permutes slabs of bars.
     - The learning rate comes from the config and the schedule's step, and is written into the optimizers before
       each gradient step. Stock RLlib restores the checkpoint's rate and keeps it for a whole update.
     - Gradients are clipped by the norm over the whole module, also with two optimizers.
@@ -60,6 +63,8 @@ class PairPPOLearner(PPOTorchLearner):
         self._own_optimizers: dict[str, torch.optim.Optimizer] = {}
         self._lr_first_step = math.nan
         super().build()
+        if isinstance(self._net, BarActorCritic):
+            self._net.attach(market_for(self.config.env_config).features)
         self._weights = list(self._net.parameters())
         self._average = WeightAverage(self._weights, self.config.ema_half_life)
         self._step = 0
@@ -99,6 +104,9 @@ class PairPPOLearner(PPOTorchLearner):
         columns = self._make_batch_if_necessary(training_data=training_data)[DEFAULT_MODULE_ID]
         rows = len(columns)
         parts = -(-rows // (minibatch_size or rows))
+        slabs = None
+        if self.config.slab_bars:  # bars are the first column of such observations
+            slabs = SlabOrder(columns[Columns.OBS][:, 0].long(), self.config.slab_bars)
         for epoch in range(num_epochs):
             self._last_epoch = epoch == num_epochs - 1
             # the old distribution is needed for its KL alone, which is reported from the last epoch
@@ -107,7 +115,10 @@ class PairPPOLearner(PPOTorchLearner):
                 for name in columns
                 if name != Columns.ACTION_DIST_INPUTS or self._last_epoch or self.config.use_kl_loss
             ]
-            order = torch.randperm(rows, generator=self._order).to(self._device)
+            if slabs is None:
+                order = torch.randperm(rows, generator=self._order).to(self._device)
+            else:
+                order = slabs.draw(self._order)
             for index in order.tensor_split(parts):  # equal to one row, so that no step is left a remnant
                 minibatch = {name: columns[name].index_select(0, index) for name in names}
                 yield MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(minibatch)}, env_steps=len(index))

@@ -60,8 +60,8 @@ class ActorCritic(TorchRLModule, ValueFunctionAPI):
         inputs = self.observation_space.shape[0]
         hidden = tuple(config["hidden"])
         generator = torch.Generator().manual_seed(torch_seed(config["key"], "weights"))
-        self.pi = perceptron((inputs, *hidden, ACTION_DIM), config["activation"], POLICY_GAIN, generator)
-        self.vf = perceptron((inputs, *hidden, 1), config["activation"], 1.0, generator)
+        self.pi: nn.Module = perceptron((inputs, *hidden, ACTION_DIM), config["activation"], POLICY_GAIN, generator)
+        self.vf: nn.Module = perceptron((inputs, *hidden, 1), config["activation"], 1.0, generator)
         self.log_std = nn.Parameter(torch.full((ACTION_DIM,), float(config["initial_log_std"])))
         self.action_dist_cls = SquashedGaussian
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,11 @@ def hidden_matrices(module: nn.Module) -> list[str]:
     """Names of the matrices between two hidden layers, the ones that Muon is made for.
 
     The first and the last matrix of each network are left to AdamW, as in Jordan's own recipe: their rows
-    stand for features and actions, which have scales of their own.
+    stand for features and actions, which have scales of their own. A module may name its own.
     """
+    own: Any = getattr(module, "hidden_matrices", None)
+    if own is not None:
+        return list(own())
     names: list[str] = []
     for prefix, child in module.named_children():
         if isinstance(child, nn.Sequential):

@@ -98,6 +98,8 @@ class BatchedPairTrading:
         generator: CPU generator that draws episode starts.
         dtype: Float type of observations and accounting.
         device: Where the tensors live.
+        numbered: Observations hold the number of the bar instead of its features, [N, 1 + A]: for networks that
+            look a bar up in what they have computed about it.
     """
 
     def __init__(
@@ -109,17 +111,20 @@ class BatchedPairTrading:
         generator: torch.Generator,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        numbered: bool = False,
     ) -> None:
         def tensor(array: object) -> Tensor:
             return torch.tensor(array, dtype=dtype, device=device)
 
         self.num_envs = num_envs
-        self.observation_dim = observation_dim(market, run)
+        self._numbered = numbered
+        self._market_columns = 1 if numbered else market.features.shape[1]
+        self.observation_dim = self._market_columns + account_size(uses_drawdown(run))
         self._features = tensor(market.features)
         # one gather a step: both legs' returns to the next fill, both legs' moves to the close, years to the next fill
         self._bars = tensor(np.column_stack((market.returns, market.moves[:-1], market.years)))
         self._lag, self._mapping, self._leverage = run.env.lag, run.env.mapping, run.costs.leverage
-        self._episode_bars = run.env.episode_bars
+        self._episode_bars, self._per_start = run.env.episode_bars, run.ppo.accounts_per_start
         span = market.splits["train"]
         self._first, self._last = span.start - self._lag, span.stop - 2 - self._lag
         self._terms = training_terms(run)
@@ -131,8 +136,8 @@ class BatchedPairTrading:
 
     def reset(self) -> Tensor:
         """Fresh accounts at random bars, their episode clocks staggered; observations [N, D]."""
-        self._bar = self._starts()
-        self._age = torch.randint(self._episode_bars, (self.num_envs,), generator=self._generator).to(self._device)
+        self._bar = self._starts(self._generator)
+        self._age = self._draw(0, self._episode_bars, self._generator)
         self._account = ledger.open_accounts(self.num_envs, self._dtype, self._device)
         self._fresh = self._account
         self._log_equity = torch.zeros(self.num_envs, dtype=self._dtype, device=self._device)
@@ -164,13 +169,37 @@ class BatchedPairTrading:
         target = float(torch.quantile(-log_growth.flatten(), TAIL))
         self.tail_quantile += TAIL_RATE * (target - self.tail_quantile)
 
+    def upcoming(self, steps: int) -> Tensor:
+        """Bars of all observations of the next ``steps`` steps, final ones and the present ones too, [M].
+
+        They are known ahead as long as no account is ruined: the future draws of starts are read from a copy of the
+        generator.
+        """
+        ahead = torch.Generator()
+        ahead.set_state(self._generator.get_state())
+        bar, age, seen = self._bar, self._age, [self._bar]
+        for _ in range(steps):
+            bar, age = bar + 1, age + 1
+            seen.append(bar)
+            done = (age >= self._episode_bars) | (bar > self._last)
+            if bool(done.any()):
+                bar, age = torch.where(done, self._starts(ahead), bar), age.masked_fill(done, 0)
+                seen.append(bar)
+        return torch.cat(seen)
+
     def _observe(self, view: Tensor) -> Tensor:
+        if self._numbered:
+            return torch.cat((self._bar.to(self._dtype).unsqueeze(1), view), dim=1)
         return torch.cat((self._features.index_select(0, self._bar), view), dim=1)
 
-    def _starts(self) -> Tensor:
+    def _starts(self, generator: torch.Generator) -> Tensor:
         # Any bar, also close to the end, where truncation bootstraps: the latest bars count as much as others.
-        starts = torch.randint(self._first, self._last + 1, (self.num_envs,), generator=self._generator)
-        return starts.to(self._device)
+        return self._draw(self._first, self._last + 1, generator)
+
+    def _draw(self, low: int, high: int, generator: torch.Generator) -> Tensor:
+        """[N] numbers in low .. high - 1, the same for accounts that start together."""
+        drawn = torch.randint(low, high, (self.num_envs // self._per_start,), generator=generator)
+        return drawn.repeat_interleave(self._per_start).to(self._device)
 
     def _deepen(self, log_growth: Tensor) -> Tensor | None:
         if not self._drawdown:
@@ -189,14 +218,14 @@ class BatchedPairTrading:
             start=account.start,
             ruined=account.ruined & ~done,
         )
-        self._bar = torch.where(done, self._starts(), self._bar)
+        self._bar = torch.where(done, self._starts(self._generator), self._bar)
         self._age = self._age.masked_fill(done, 0)
         if self._drawdown:
             self._log_equity, self._log_peak, self._depth = (
                 level.masked_fill(done, 0.0) for level in (self._log_equity, self._log_peak, self._depth)
             )
         self._view.reset_rows(done)
-        seen = observation[:, self._features.shape[1] :]
+        seen = observation[:, self._market_columns :]
         return self._observe(seen.masked_fill(done.unsqueeze(1), 0.0))
 
 

@@ -12,6 +12,8 @@ Count = Annotated[int, Field(ge=1)]
 
 DEFAULT_FRACTIONS = (0.6, 0.2, 0.2)
 """Shares of train, validation and test of one's own prices."""
+ENCODERS = ("factored", "conv", "gru", "transformer")
+"""Networks that evaluate what reads only the market once per bar."""
 
 
 class Section(BaseModel):
@@ -159,14 +161,48 @@ class EnvConfig(Section):
 
 
 class NetworkConfig(Section):
-    """Actor and critic: separate multilayer perceptrons of the same shape."""
+    """Actor and critic: separate networks of the same shape.
+
+    With an encoder everything that reads only the market is evaluated once per bar, however many accounts look at it:
+    the encoder and all hidden layers up to the sums of the last, which the account joins.
+    """
 
     hidden: tuple[Count, ...] = (64, 64)
-    """Widths of the hidden layers."""
+    """Widths of the hidden layers; with an encoder the layers after it, and the account enters at the last one."""
     activation: Literal["tanh", "silu"] = "tanh"
-    """Nonlinearity of the hidden layers."""
+    """Nonlinearity of the hidden layers, and of ``conv`` and ``transformer``."""
     initial_log_std: float = -0.5
     """Initial log standard deviation of the action before squashing."""
+    encoder: Literal["mlp", "factored", "conv", "gru", "transformer"] = "mlp"
+    """``mlp``: features and account enter together, per sample. Per bar: ``factored`` reads the bar's own features;
+    ``conv``, ``gru`` and ``transformer`` read the last ``encoder_window`` bars."""
+    encoder_window: Annotated[int, Field(ge=2, le=512)] = 60
+    """Bars that ``conv``, ``gru`` and ``transformer`` read, the present one included; zeros before the first bar."""
+    encoder_width: Count = 32
+    """Width of ``conv``, ``gru`` and ``transformer`` and of their embedding."""
+    encoder_layers: Annotated[int, Field(ge=1, le=16)] = 2
+    """Layers of ``transformer``, which share the window among them; ``conv`` takes as many as cover the window."""
+    encoder_heads: Count = 4
+    """Attention heads of ``transformer``; must divide ``encoder_width``."""
+    encoder_sharing: Literal["separate", "shared", "detached"] = "separate"
+    """The critic's encoder: its own, or the actor's, trained by both (``shared``) or by the actor alone."""
+
+    @model_validator(mode="after")
+    def _shapes(self) -> "NetworkConfig":
+        if self.encoder == "mlp":
+            return self
+        if not self.hidden:
+            raise ValueError(
+                f"hidden must name at least one layer with encoder {self.encoder}: the account enters there"
+            )
+        if self.encoder == "transformer":
+            if self.encoder_width % self.encoder_heads:
+                raise ValueError(f"encoder_heads {self.encoder_heads} must divide encoder_width {self.encoder_width}")
+            if self.encoder_layers >= self.encoder_window:
+                raise ValueError(
+                    f"encoder_layers {self.encoder_layers} must be below encoder_window {self.encoder_window}"
+                )
+        return self
 
 
 class PPOConfig(Section):
@@ -190,6 +226,11 @@ class PPOConfig(Section):
     """Weight of the entropy bonus."""
     value_coeff: NonNegative = 0.5
     """Weight of the value loss."""
+    accounts_per_start: Count = 1
+    """Accounts that begin their episodes at the same bars and so share market rows; must divide ``num_envs``."""
+    slab_bars: Count | None = None
+    """With an encoder, minibatches hold all samples of randomly drawn slabs of this many bars, so that samples share
+    bars; null: single bars for ``factored``, else 64. The network ``mlp`` draws single samples and ignores it."""
 
     @model_validator(mode="after")
     def _fits(self) -> "PPOConfig":
@@ -198,6 +239,8 @@ class PPOConfig(Section):
                 f"minibatch_size {self.minibatch_size} exceeds the batch num_envs x rollout_steps = "
                 f"{self.num_envs * self.rollout_steps}"
             )
+        if self.num_envs % self.accounts_per_start:
+            raise ValueError(f"accounts_per_start {self.accounts_per_start} must divide num_envs {self.num_envs}")
         return self
 
 
