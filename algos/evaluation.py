@@ -4,9 +4,11 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
+from algos.bar_policy import decide_on
 from algos.markets import market_for
 from algos.policy import Policy
 from envs.batched import uses_drawdown
@@ -24,7 +26,7 @@ def replay_policy(policy: Policy, market: PairMarket, run: RunConfig, split: str
     return replay(
         market,
         market.splits[split],
-        lambda _bars, features, account: policy.decide(features, account),
+        decide_on([policy], torch.tensor(market.features)),
         Terms.from_costs(run.costs),
         run.env.lag,
         batch=1,

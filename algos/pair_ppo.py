@@ -27,6 +27,7 @@ from ray.rllib.utils.metrics import (
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from torch import Tensor
 
+from algos.bar_policy import build_policy
 from algos.config import PairPPOConfig
 from algos.env_runner import ENV_SECONDS, POLICY_SECONDS, REWARD_MEAN, TAIL_QUANTILE
 from algos.learner import CLIP_FRACTION, GRAD_NORM, KL, LR_FIRST_STEP, SKIPPED_STEPS
@@ -200,13 +201,8 @@ class PairPPO(PPO):
     def evaluation_policy(self) -> Policy:
         """The deterministic policy of the averaged weights."""
         run = self.config.run
-        return Policy.from_weights(
-            self._each_learner(lambda learner: learner.evaluation_weights())[0],
-            activation=run.network.activation,
-            mapping=run.env.mapping,
-            leverage=run.costs.leverage,
-            feature_names=market_for(self.config.env_config).scaler.names,
-        )
+        weights = self._each_learner(lambda learner: learner.evaluation_weights())[0]
+        return build_policy(weights, run, market_for(self.config.env_config).scaler.names)
 
     def last_iteration(self) -> dict[str, float]:
         """Figures of the last ``train()``: environment steps, losses, seconds; empty before the first.

@@ -121,6 +121,10 @@ class Policy:
         if about.get("schema") != SCHEMA:
             raise ValueError(f"{folder / 'policy.json'}: schema {about.get('schema')!r} is not {SCHEMA}")
         tensors = load_file(folder / "policy.safetensors")
+        if "market_network" in about:
+            from algos.bar_policy import BarPolicy  # stands on this module
+
+            return BarPolicy.restore(about, tensors)
         layers = [(tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(len(tensors) // 2)]
         policy = cls(
             layers,

@@ -18,6 +18,7 @@ import ray
 import torch
 from ray import tune
 
+from algos.bar_policy import decide_on
 from algos.config import PairPPOConfig
 from algos.markets import provide
 from algos.pair_ppo import PairPPO
@@ -173,7 +174,7 @@ class PairMember(PairPPO):
         result = replay(
             market,
             spans,
-            lambda bars, features, account: policy.decide(features, account),
+            decide_on([policy], torch.tensor(market.features)),
             Terms.from_costs(run.costs),
             run.env.lag,
             batch=len(spans),

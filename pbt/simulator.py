@@ -12,7 +12,8 @@ import pyarrow as pa
 import ray
 import torch
 
-from algos.policy import EnsemblePolicy, Policy, PolicyStack
+from algos.bar_policy import decide_on
+from algos.policy import EnsemblePolicy, Policy
 from analysis.frames import daily_schema, frame_block
 from analysis.summary import scenario_id
 from envs.batched import uses_drawdown
@@ -67,14 +68,14 @@ class Batch:
     def run(self, market: PairMarket, run: RunConfig, split: str) -> Replay:
         """One continuous account per row over the split."""
         per_policy = len(self.scenarios)
-        stack = PolicyStack(list(self.policies.values()), per_policy) if self.policies else None
+        policies, features = list(self.policies.values()), torch.tensor(market.features)
         tables = [torch.from_numpy(np.asarray(table)) for table in self.targets.values()]
         lag = torch.tensor([s.lag for s in self.scenarios] * len(self.names))
         costs = torch.tensor([s.cost_bps for s in self.scenarios] * len(self.names), dtype=torch.float64)
         return replay(
             market,
             market.splits[split],
-            None if stack is None else lambda _bars, features, account: stack.decide(features, account),
+            decide_on(policies, features, per_policy) if policies else None,
             Terms.from_costs(run.costs, costs),
             int(lag[0]) if bool((lag == lag[0]).all()) else lag,
             batch=len(self.names) * per_policy,

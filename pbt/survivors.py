@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from algos.bar_policy import build_policy
 from algos.policy import Policy
 from analysis.frames import KEYS, lineage_schema, write_frame
 from envs.market import PairMarket
@@ -61,13 +62,7 @@ def policy_from_state(state: State, run: RunConfig, feature_names: Sequence[str]
         for name, tensor in state.items()
         if name.startswith(source)
     }
-    return Policy.from_weights(
-        weights,
-        activation=run.network.activation,
-        mapping=run.env.mapping,
-        leverage=run.costs.leverage,
-        feature_names=feature_names,
-    )
+    return build_policy(weights, run, feature_names)
 
 
 def load_survivors(run: RunConfig, directory: RunDir, population: Population, market: PairMarket) -> list[Survivor]:
