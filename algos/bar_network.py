@@ -3,7 +3,8 @@
 Observations hold the number of the bar and the account, [B, 1 + A]; the features of all bars lie in the module. The
 market part of a network ends in the sums of its last hidden layer. To these the head adds what the account
 contributes, applies the nonlinearity and the output layer: with the encoder ``factored`` this is the plain
-perceptron with the account entering at the last hidden layer instead of the first, of the same number of parameters.
+perceptron with the account entering at the last hidden layer instead of the first, and of the same number of
+parameters where the two are equally wide.
 """
 
 from typing import Any

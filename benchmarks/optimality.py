@@ -23,8 +23,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from algos.bar_policy import decide_on
 from algos.config import PairPPOConfig
 from algos.markets import market_for
+from algos.policy import Policy
 from envs.bars import sessions
 from envs.features import compute_features, lookback
 from envs.ledger import Terms
@@ -81,7 +83,7 @@ def training_run(seed: int, cost_bps: float, steps: int, mapping: str, assignmen
     return load_config(assignments=[*settings, *lengths])
 
 
-def train(run: RunConfig) -> tuple[PieceDecide, PairMarket, dict[str, float]]:
+def train(run: RunConfig) -> tuple[Policy, PairMarket, dict[str, float]]:
     """Train one PairPPO; its deterministic policy, its market and what the training took."""
     algorithm = PairPPOConfig.from_run(run, PAIR).build_algo()
     algorithm.reseed(derive_key("optimality", run.seed, run.costs.real_bps))
@@ -93,7 +95,7 @@ def train(run: RunConfig) -> tuple[PieceDecide, PairMarket, dict[str, float]]:
     algorithm.stop()
     market = market_for({"run": run.model_dump(mode="json"), "pair": PAIR})
     facts = {"env_steps": steps, "train_seconds": time.perf_counter() - start}
-    return lambda _, features, account: policy.decide(features, account), market, facts
+    return policy, market, facts
 
 
 def fresh_market(trained: PairMarket, run: RunConfig, seed: int, bars: int = FRESH_BARS) -> tuple[PairMarket, Tensor]:
@@ -216,7 +218,7 @@ def study(seed: int, cost_bps: float, steps: int, mapping: str, assignments: Seq
     optimum = solve_optimum(run.synthetic, run.costs, run.env.lag)
     policies = {
         "optimum": optimal_policy(optimum, spread, PIECES),
-        "learner": learner,
+        "learner": decide_on([learner], torch.tensor(fresh.features)),
         "sign": sign_policy(spread, run.costs.leverage),
     }
     records = compare(policies, fresh, run)

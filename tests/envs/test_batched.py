@@ -12,6 +12,8 @@ from hypothesis import given, settings
 
 from envs.batched import BatchedPairTrading, training_terms
 from envs.market import PairMarket, Span
+from rayconf.errors import UserError
+from rayconf.loading import build_config
 from rayconf.run_config import RunConfig
 from tests.envs.conftest import SlowAccount, make_market, make_run, reading_policy
 
@@ -225,3 +227,54 @@ def test_tail_quantile_moves_towards_that_of_the_losses() -> None:
     for _ in range(200):
         env.observe_tail(growth)
     assert env.tail_quantile == pytest.approx(goal, rel=1e-5)
+
+
+@pytest.mark.parametrize("crashes", [0.0, 0.05])
+def test_numbered_observations_are_the_same_episodes(crashes: float) -> None:
+    """The number of the bar (feature 0 of these markets) instead of its features, nothing else."""
+    market, run = make_market(seed=1, crashes=crashes), strong("drawdown", 1)
+    plain, numbered = (
+        BatchedPairTrading(market, run, 16, generator=torch.Generator().manual_seed(0), numbered=n)
+        for n in (False, True)
+    )
+    seen, short = plain.reset(), numbered.reset()
+    assert numbered.observation_dim == short.shape[1] == 4
+    finals = 0
+    for _ in range(60):
+        assert torch.equal(short, seen[:, [0, 5, 6, 7]])
+        a, b = (env.step(reading_policy(seen[:, :5], seen[:, 5:])) for env in (plain, numbered))
+        assert torch.equal(a.reward, b.reward)
+        if a.final_observation is not None:
+            finals += 1
+            assert torch.equal(b.final_observation, a.final_observation[:, [0, 5, 6, 7]])
+        seen, short = a.observation, b.observation
+    assert finals
+
+
+@pytest.mark.parametrize("per_start", [1, 4])
+def test_bars_ahead_are_known_unless_an_account_is_ruined(per_start: int) -> None:
+    run = make_run({"ppo": {"num_envs": 16, "rollout_steps": 600, "accounts_per_start": per_start}}, episode_bars=9)
+    env = BatchedPairTrading(make_market(400), run, 16, generator=torch.Generator().manual_seed(0), numbered=True)
+    env.reset()
+    for steps in (1, 25):
+        ahead, seen = set(env.upcoming(steps).tolist()), set()
+        for _ in range(steps):
+            step = env.step(torch.zeros(16, 2))
+            seen |= set(step.observation[:, 0].tolist())
+            if step.final_observation is not None:
+                seen |= set(step.final_observation[:, 0].tolist())
+        assert seen <= ahead
+        assert len(ahead - seen) <= 16  # those of the present
+
+
+def test_accounts_that_start_together_see_the_same_bars() -> None:
+    run = make_run({"ppo": {"num_envs": 16, "rollout_steps": 600, "accounts_per_start": 4}}, episode_bars=9)
+    env = BatchedPairTrading(make_market(400), run, 16, generator=torch.Generator().manual_seed(0), numbered=True)
+    seen = env.reset()
+    for _ in range(40):
+        bars = seen[:, 0].view(4, 4)
+        assert bool((bars == bars[:, :1]).all())
+        assert len(bars[:, 0].unique()) > 1
+        seen = env.step(torch.rand(16, 2, generator=torch.Generator().manual_seed(1))).observation
+    with pytest.raises(UserError, match="accounts_per_start 3 must divide num_envs 16"):
+        build_config({"ppo": {"num_envs": 16, "minibatch_size": 16, "accounts_per_start": 3}})
