@@ -18,6 +18,8 @@ from torch import Tensor
 from algos.config import PairPPOConfig
 from algos.env_runner import BatchedEnvRunner
 from algos.learner import PairPPOLearner
+from algos.markets import market_for
+from algos.minibatches import SlabOrder
 from algos.pair_ppo import PairPPO
 from tests.algos.conftest import small_config
 
@@ -67,6 +69,46 @@ def test_gradients_equal_stock_ppo(batch: MultiAgentBatch) -> None:
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-6, atol=1e-6)
     assert max(float(grad.abs().max()) for grad in b.values()) > 1e-2
+
+
+@pytest.mark.parametrize("encoder", ["factored", "conv", "gru", "transformer"])
+def test_gradients_with_an_encoder_equal_stock_ppo_on_mixed_rows(ray_session: None, encoder: str) -> None:
+    """Ours on rows in the order of a slab, stock on the same rows mixed: sharing bars changes no gradient."""
+    config = small_config(f"network.encoder={encoder}", "network.encoder_width=8", "network.encoder_window=9")
+    batch = BatchedEnvRunner(config=config).sample()[0]
+    ours, stock = make_learner(config), make_learner(config, PPOTorchLearner)
+    network(stock).attach(market_for(config.env_config).features)
+    g = torch.Generator().manual_seed(0)
+    for p, q in zip(network(ours).parameters(), network(stock).parameters(), strict=True):
+        shifted = p.detach() + 0.05 * torch.randn(p.shape, generator=g)
+        p.data.copy_(shifted)
+        q.data.copy_(shifted)
+    network(stock).action_dist_cls = TorchDiagGaussian
+    columns = batch[DEFAULT_MODULE_ID]
+    order = SlabOrder(columns[Columns.OBS][:, 0].long(), 16).draw(g)
+    sorted_, mixed = (
+        MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch({k: v[index] for k, v in columns.items()})}, len(index))
+        for index in (order, torch.randperm(len(order), generator=g))
+    )
+    assert len(sorted_[DEFAULT_MODULE_ID][Columns.OBS][:, 0].unique()) < 0.9 * len(order)
+    a, b = gradients(ours, sorted_), gradients(stock, mixed)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=2e-6, msg=name)
+    assert max(float(grad.abs().max()) for grad in b.values()) > 1e-2
+
+
+def test_minibatches_of_an_encoder_share_bars(ray_session: None) -> None:
+    config = small_config("network.encoder=factored", "ppo.accounts_per_start=4", "ppo.minibatch_size=128")
+    batch = BatchedEnvRunner(config=config).sample()[0]
+    learner = make_learner(config)
+    counts: list[int] = []
+    sums = network(learner).sums
+    network(learner).sums = lambda bars: counts.append(len(bars)) or sums(bars)
+    learner.update(**{**one_step(config, batch), "num_epochs": 2, "minibatch_size": 128})
+    distinct = len(batch[DEFAULT_MODULE_ID][Columns.OBS][:, 0].unique())
+    assert distinct < 512 / 3
+    assert len(counts) == 2 * 4
+    assert sum(counts) <= 2 * (distinct + 3)
 
 
 def one_step(config: PairPPOConfig, batch: MultiAgentBatch) -> dict[str, Any]:

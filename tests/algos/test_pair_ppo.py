@@ -51,6 +51,44 @@ def test_going_on_equals_loading_the_boundary_elsewhere(build: Build, kind: str)
     assert any(name.startswith("optimizer/") for name in boundary)
 
 
+@pytest.mark.parametrize(
+    ("encoder", "kind"), [("factored", "adamw"), ("conv", "muon_mix"), ("gru", "adamw"), ("transformer", "muon_mix")]
+)
+def test_encoders_train_go_on_from_a_boundary_and_evaluate(
+    build: Build, tmp_path: Path, encoder: str, kind: str
+) -> None:
+    settings = [f"network.encoder={encoder}", "network.encoder_window=9", "network.encoder_width=8"]
+    settings += [f"optimizer.kind={kind}", "costs.ruin_fraction=0.97"]  # ruins change the starts foreseen
+    first = build(*settings)
+    first.train()
+    boundary = first.boundary_state()
+    first.reseed(77)
+    first.train()
+    other = build(*settings, key=123)
+    other.load_boundary_state(boundary)
+    other.reseed(77)
+    other.train()
+    assert same(first.boundary_state(), other.boundary_state())
+    moved = [name for name, tensor in first.boundary_state().items() if not torch.equal(tensor, boundary[name])]
+    assert {name for name in boundary if name.startswith("module/")} - set(moved) == set()
+    assert np.isfinite(list(first.last_iteration().values())).all()
+    assert first.evaluate()["env_runners"]["gross"] > 0
+    first.save_to_path(tmp_path / "checkpoint")
+    restored = PairPPO.from_checkpoint(tmp_path / "checkpoint")
+    try:
+        assert same(restored.boundary_state(), first.boundary_state())
+    finally:
+        restored.stop()
+
+
+def test_an_encoder_reaches_remote_runners_and_learner(build: Build) -> None:
+    config = small_config("network.encoder=conv", "network.encoder_width=8")
+    config.env_runners(num_env_runners=1, num_cpus_per_env_runner=0.25)
+    algorithm = build(config=config.learners(num_learners=1, num_cpus_per_learner=0.5))
+    algorithm.train()
+    assert algorithm.last_iteration()["env_steps"] == 512
+
+
 @pytest.mark.parametrize("lost", ["optimizer/adamw/exp_avg/", "ema/", "tail_quantile", "schedule/steps"])
 def test_a_state_that_lost_a_part_goes_on_differently(build: Build, lost: str) -> None:
     """Broken on purpose: each part of the boundary matters, and none may be missing."""
