@@ -18,6 +18,7 @@ from algos import encoders
 from algos.bar_network import BarActorCritic
 from algos.encoders import LocalLayer, dilations, strip_rows
 from algos.module import ACTIVATIONS, ActorCritic
+from benchmarks.encoders import PerSample
 
 FEATURES, ACCOUNT, BARS, WINDOW = 5, 3, 260, 11
 KINDS = ("factored", "conv", "gru", "transformer")
@@ -174,6 +175,18 @@ def test_a_table_of_a_rollout_is_the_forward_pass(kind: str) -> None:
         missing = next(bar for bar in range(BARS) if bar not in bars.tolist())
         with pytest.raises((IndexError, RuntimeError)):
             table.means(torch.cat((torch.tensor([[float(missing)]]), observation[:1, 1:]), dim=1))
+
+
+def test_the_benchmarks_naive_network_is_the_same_function() -> None:
+    module, observation = network("transformer"), observations(40, "mixed")
+    batch = {Columns.OBS: observation}
+    expected, values = module.parameters_of(observation), module.compute_values(batch)
+    slow = PerSample(module)
+    module.embed, module._forward = slow.embed, slow.forward  # type: ignore[method-assign]
+    torch.testing.assert_close(module.parameters_of(observation), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(module.compute_values(batch), values, rtol=0, atol=1e-12)
+    torch.testing.assert_close(slow.means(observation), expected[:, :2], rtol=0, atol=1e-12)
+    torch.testing.assert_close(slow.values(observation).squeeze(1), values, rtol=0, atol=1e-12)
 
 
 def embeddings(module: BarActorCritic, features: np.ndarray) -> Tensor:
