@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from algos.distribution import SquashedGaussian
 from algos.encoders import Encoder, build_encoder, dense, strip_rows
 from algos.module import ACTION_DIM, ACTIVATIONS, POLICY_GAIN, ActorCritic
+from rayconf.errors import UserError
 from rayconf.keys import torch_seed
 
 ACCOUNT_GAIN = 2.0
@@ -110,7 +111,10 @@ class BarActorCritic(ActorCritic):
 
         Raises:
             ValueError: If the columns are not those that the networks were built for.
+            UserError: If the market has too many bars to be numbered.
         """
+        if len(features) > LARGEST_BAR:
+            raise UserError(f"network.encoder: {len(features)} bars are more than {LARGEST_BAR}; use mlp or fewer bars")
         if features.shape[1] != self.market.shape[1]:
             raise ValueError(f"the network reads {self.market.shape[1]} features, the market has {features.shape[1]}")
         before = np.zeros((self.encoder.window - 1, features.shape[1]), features.dtype)

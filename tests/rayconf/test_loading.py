@@ -191,3 +191,21 @@ def test_wrong_presets_and_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=said) as refusal:
             load_config("smoke", file=tmp_path / "bad.yaml")
         assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["network.encoder=transformer", "network.encoder_heads=5"], "encoder_heads 5 must divide encoder_width 32"),
+        (
+            ["network.encoder=transformer", "network.encoder_window=2"],
+            "encoder_layers 2 must be below encoder_window 2",
+        ),
+        (["network.encoder=factored", "network.hidden=[]"], "hidden must name at least one layer"),
+        (["network.encoder=lstm"], "network.encoder"),
+        (["network.encoder_window=1"], "network.encoder_window"),
+    ],
+)
+def test_networks_that_cannot_be_built_are_refused(assignments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config("smoke", assignments=assignments)
