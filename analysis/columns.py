@@ -41,7 +41,7 @@ def _real(name: str, unit: str, meaning: str) -> Column:
     return Column(name, "float64", unit, meaning)
 
 
-RUN = _text("run", "Name of the run.")
+RUN = _text("run", "Identity of the run: its seed and a digest of its config; runs of one identity have equal results.")
 ARM = _text("arm", "What governed the population: PBT or a control arm.", "pbt", "reference", "random", "fixed")
 WINDOW = _whole("window", "", "Walk-forward window; 0: no walk-forward, -1: all windows strung together.")
 PAIR = _text("pair", "The pair, AAA/BBB.")

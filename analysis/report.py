@@ -64,7 +64,7 @@ def report_html(run: Path) -> str:
     headline = part_of(summary, split="test", scenario="base").to_pylist()
     # Fewer points a line where there are many pairs, so that the page stays small.
     buckets = max(60, min(300, 3000 // len(pairs)))
-    name = summary.column("run")[0].as_py() or run.name
+    name = run.resolve().name
     status = "complete" if any(event["kind"] == "done" for event in events) else "partial"
     terms = f"{headline[0]['cost_bps']:g} bps a side, lag {headline[0]['lag']}"
     comparisons = {pair: comparison_of(summary, test, pair) for pair in pairs}

@@ -77,9 +77,10 @@ def _backtest(path: Path, grid: dict[str, list[float]], address: str | None) -> 
     from pbt.simulator import ENSEMBLE, backtest
     from rayconf.session import start_ray
 
-    directory = RunDir(path)
-    directory.require()
-    run = with_grid(build_config(load_file(directory.config)), grid)
+    RunDir(path).require()
+    stored = build_config(load_file(RunDir(path).config))
+    directory = RunDir(path, stored.identity)
+    run = with_grid(stored, grid)
     known = _survivors(directory.summary_json)
     policies: dict[str, Any] = {}
     for row in known:
@@ -95,7 +96,7 @@ def _backtest(path: Path, grid: dict[str, list[float]], address: str | None) -> 
             "look", f"backtest {identity}: {len(run.backtest.cost_bps)} costs x {len(run.backtest.lags)} lags"
         )
         references = {pair: ray.put(markets[pair]) for pair in policies}
-        rows, _ = backtest(run, directory.name, references, policies, splits=("test",))
+        rows, _ = backtest(run, directory.identity, references, policies, splits=("test",))
     daily = write_frame(rows, daily_schema(), KEYS["daily"], target / "frames" / "daily.parquet")
     summary = write_summary(summary_of(run, markets, known, daily), target)
     write_events(directory)

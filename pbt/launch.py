@@ -93,7 +93,7 @@ def _launch(args: argparse.Namespace) -> int:
     from envs.market import load_markets
     from pbt.run_dir import RunDir
 
-    directory = RunDir(args.run_dir / (config.name or ""))
+    directory = RunDir(args.run_dir / (config.name or ""), config.identity)
     if not args.resume and directory.path.exists() and not args.dry_run:
         directory.create()  # raises: the name is taken
     markets = load_markets(config)

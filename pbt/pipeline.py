@@ -119,7 +119,7 @@ def finish(
         raise NoSurvivorError(f"{', '.join(missing)}: no survivor, every account was ruined or diverged on validation")
     directory.event("look", "launch: survivors, ensemble and baselines over all scenarios")
     policies = {pair: _policies(ranked) for pair, ranked in survivors.items()}
-    rows, prepared = backtest(run, directory.name, references, policies)
+    rows, prepared = backtest(run, directory.identity, references, policies)
     daily = write_frame(rows, daily_schema(), KEYS["daily"], directory.frame("daily"))
     summary = write_summary(summary_of(run, markets, _known(survivors), daily), directory.path)
     directory.event("done")

@@ -193,7 +193,9 @@ class PairPopulation:
         for name in sorted(self._results):
             result = self._results[name]
             if result is not None:
-                rows = [{"run": self._directory.name, "arm": "pbt", "window": 0, **row} for row in result["iterations"]]
+                rows = [
+                    {"run": self._directory.identity, "arm": "pbt", "window": 0, **row} for row in result["iterations"]
+                ]
                 rows[-1]["fitness_smoothed"] = standings[name].score
                 progress += rows
         append_jsonl(self._directory.progress_journal, progress)
@@ -217,7 +219,7 @@ def _lineage_row(
     """The decision at the end of ``generation``; hp_* and key are those of the generation that follows."""
     measured = standing is not None and standing.fitness > LOST
     row: dict[str, Any] = {
-        "run": directory.name,
+        "run": directory.identity,
         "arm": "pbt",
         "window": 0,
         "pair": pair,

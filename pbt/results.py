@@ -124,5 +124,11 @@ def write_summary_json(
                 if of == pair and policy not in names and policy != "ensemble"
             },
         }
-    content = {"schema": SCHEMA, "run": directory.name, "status": status, "pairs": pairs}
+    content = {
+        "schema": SCHEMA,
+        "run": directory.name,
+        "identity": directory.identity,
+        "status": status,
+        "pairs": pairs,
+    }
     write_text(directory.summary_json, json.dumps(content, indent=1, allow_nan=False) + "\n")

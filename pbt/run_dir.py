@@ -19,10 +19,16 @@ def member_name(index: int) -> str:
 
 
 class RunDir:
-    """Paths of one run. Nothing is created before ``create``."""
+    """Paths of one run. Nothing is created before ``create``.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The run's directory.
+        identity: The run's identity, which its rows carry; needed to journal.
+    """
+
+    def __init__(self, path: Path, identity: str = "") -> None:
         self.path = path
+        self.identity = identity
         self.config = path / "config.yaml"
         self.frames = path / "frames"
         self.state = path / "state"
@@ -80,7 +86,7 @@ class RunDir:
         row = {
             "wall_time": time.time(),
             "seq": len(read_jsonl(self.events_journal)),
-            "run": self.name,
+            "run": self.identity,
             "kind": kind,
             "window": 0,
             **where,

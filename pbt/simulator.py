@@ -85,7 +85,7 @@ class Batch:
         )
 
     def daily(self, market: PairMarket, run: RunConfig, split: str, name: str) -> dict[tuple[str, str], pa.Table]:
-        """Rows of the ``daily`` frame by (scenario, policy); ``name`` is the run's name."""
+        """Rows of the ``daily`` frame by (scenario, policy); ``name`` is the run's identity."""
         record = self.run(market, run, split)
         gross = record.gross
         tables = {}
@@ -171,7 +171,7 @@ def backtest(
 
     Args:
         run: The run.
-        name: The run's name, for the frame.
+        name: The run's identity, for the frame.
         markets: Markets in the object store, by pair.
         policies: Survivors and ensemble by pair and policy name.
         splits: Splits to run.

@@ -1,5 +1,7 @@
 """``RunConfig``: everything that a run is, typed and documented, equal to the CLI and to ``config.yaml``."""
 
+import hashlib
+import json
 import re
 from typing import Any
 
@@ -126,6 +128,17 @@ class RunConfig(Section):
     def mutates_learning_rate(self) -> bool:
         """Whether PBT owns the learning rate, so that no schedule may decay it."""
         return any(space.path == "optimizer.learning_rate" for space in self.search.values())
+
+    @property
+    def identity(self) -> str:
+        """What the run computes, as ``seed7-0123456789ab``: seed and digest of the config.
+
+        Name, resources, trackers and versions do not count, so runs of one identity have equal results and equal
+        frames wherever they are kept.
+        """
+        content = self.model_dump(mode="json", exclude={"name", "resources", "tracking", "versions"})
+        text = json.dumps(content, sort_keys=True)
+        return f"seed{self.seed}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
 
     def with_values(self, values: dict[str, float]) -> "RunConfig":
         """A copy with the named hyperparameters of ``search`` set to the given values."""

@@ -130,9 +130,9 @@ def test_the_test_span_is_read_once(undisturbed: Path) -> None:
 
 
 def test_one_cpu_gives_the_same_bits(undisturbed: Path, tmp_path: Path) -> None:
-    done = launch(*tiny(tmp_path, "--set", "resources.cpus=1"))
+    done = launch(*tiny(tmp_path, "--name", "again", "--set", "resources.cpus=1"))
     assert done.returncode == 0, done.stderr
-    assert frame_bytes(tmp_path / "tiny") == frame_bytes(undisturbed)
+    assert frame_bytes(tmp_path / "again") == frame_bytes(undisturbed)
 
 
 def test_another_seed_gives_other_bits(undisturbed: Path) -> None:

@@ -37,7 +37,7 @@ class Rehearsal:
                 *assignments,
             ],
         )
-        self.directory = RunDir(folder / "run")
+        self.directory = RunDir(folder / "run", self.run.identity)
         self.directory.create()
         self.store = StateStore(self.directory.states)
         self.clock = PairClock(DATES, 252.0)

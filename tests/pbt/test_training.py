@@ -31,7 +31,7 @@ from rayconf import RunConfig
 def run_training(
     run: RunConfig, markets: Mapping[str, PairMarket], folder: Path, listeners: list[Listener], slots: int = 2
 ) -> tuple[RunDir, dict[str, Population]]:
-    directory = RunDir(folder)
+    directory = RunDir(folder, run.identity)
     directory.create()
     populations = {pair: load_population(run, directory, market) for pair, market in markets.items()}
     references = {pair: ray.put(market) for pair, market in markets.items()}
