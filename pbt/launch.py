@@ -103,43 +103,20 @@ def _launch(args: argparse.Namespace) -> int:
     if args.resume and _complete(directory):
         print(f"complete; report {directory.report}")
         return OK
-    if args.address is None:
-        _open(config, directory, markets, resume=args.resume)
-    for line in (*planned.lines(), *(note for market in markets.values() for note in market.notes)):
-        print(line)
-    try:
-        with start_ray(config.resources, args.address) as machine:
-            if args.address is not None:  # a cluster that does not answer leaves no run behind
-                _open(config, directory, markets, resume=args.resume)
-            return _work(config, directory, markets, machine)
-    except SystemExit:  # SIGTERM
-        print(f"pairpbt: terminated; go on with --resume --name {directory.name}", file=sys.stderr)
-        return TERMINATED
-
-
-def _open(config: RunConfig, directory: "RunDir", markets: "dict[str, PairMarket]", *, resume: bool) -> None:
-    """Make the run's directory, or bring that of a resumed run back to its last commit."""
-    from pbt.pipeline import begin, recover
-
-    if not resume:
-        directory.create()
-    logging.basicConfig(
-        filename=directory.log, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
-    logging.getLogger("pbt").setLevel(logging.INFO)
-    if resume:
-        recover(directory, config)
-    else:
-        begin(config, directory, markets)
-
-
-def _work(config: RunConfig, directory: "RunDir", markets: "dict[str, PairMarket]", machine: "Machine") -> int:
     from rich.console import Console
 
     from pbt.pipeline import execute
 
     try:
-        execute(config, directory, markets, machine, Console())
+        if args.address is None:
+            _open(config, directory, markets, machine, resume=args.resume)
+        with start_ray(config.resources, args.address) as found:
+            if args.address is not None:  # a cluster that does not answer leaves no run behind
+                _open(config, directory, markets, found, resume=args.resume)
+            execute(config, directory, markets, found, Console())
+    except SystemExit:  # SIGTERM
+        print(f"pairpbt: terminated; go on with --resume --name {directory.name}", file=sys.stderr)
+        return TERMINATED
     except UserError:
         raise
     except Exception as error:
@@ -152,6 +129,33 @@ def _work(config: RunConfig, directory: "RunDir", markets: "dict[str, PairMarket
         return FAILED
     print(f"report {directory.report}")
     return OK
+
+
+def _open(
+    config: RunConfig,
+    directory: "RunDir",
+    markets: "dict[str, PairMarket]",
+    machine: "Machine",
+    *,
+    resume: bool,
+) -> None:
+    """Make the run's directory, or bring that of a resumed run back to its last commit; say what will happen."""
+    from pbt.pipeline import begin, recover
+    from rayconf.session import plan
+
+    if not resume:
+        directory.create()
+    logging.basicConfig(
+        filename=directory.log, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    logging.getLogger("pbt").setLevel(logging.INFO)
+    if resume:
+        recover(directory, config)
+    else:
+        begin(config, directory, markets)
+    notes = (note for market in markets.values() for note in market.notes)
+    for line in (*plan(config, machine.cpus, machine.gpus).lines(), *notes):
+        print(line, flush=True)
 
 
 def _flags(args: argparse.Namespace) -> dict[str, Any]:

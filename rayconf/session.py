@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -139,6 +140,19 @@ def available_cpus(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     return cpus
 
 
+def _check_reachable(address: str) -> None:
+    """Refuse HOST:PORT where nothing listens; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or "/" in host:
+        return  # "auto" or a URL, which Ray resolves
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--address: nothing listens at {address!r}; start Ray there with `ray start --head` or leave the flag out"
+        ) from error
+
+
 @contextlib.contextmanager
 def start_ray(resources: ResourcesConfig, address: str | None = None) -> Iterator[Machine]:
     """Ray for the length of a ``with`` block; shut down on every way out, also on Ctrl-C and SIGTERM.
@@ -150,6 +164,8 @@ def start_ray(resources: ResourcesConfig, address: str | None = None) -> Iterato
     Raises:
         UserError: when a GPU is asked for and there is none, or no Ray answers at ``address``.
     """
+    if address is not None:
+        _check_reachable(address)
     machine = machine_resources(resources) if address is None else None
     # Some builds of Ray report usage over the network unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

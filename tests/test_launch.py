@@ -300,6 +300,7 @@ MISTAKES = {
     "wrong flag type": (["--population", "some"], r"--population.*'some'"),
     "interval": (["--iterations", "5", "--set", "pbt.interval=2"], r"interval 2 must divide iterations 5"),
     "gpu": (["--set", "resources.gpus_per_member=0.5"], r"resources\.gpus_per_member"),
+    "no cluster": (["--address", "127.0.0.1:9"], r"--address: nothing listens at '127\.0\.0\.1:9'"),
     "resume of nothing": (["--resume", "--name", "never"], r"holds no run"),
 }
 
@@ -438,3 +439,19 @@ def test_tensorboard_holds_the_progress(undisturbed: Path) -> None:
     found = [(event.step, event.value) for event in log.Scalars("reward_mean")]
     assert [step for step, _ in found] == rows.env_steps.tolist()
     assert [value for _, value in found] == pytest.approx(rows.reward_mean.tolist(), rel=1e-6)
+
+
+def test_a_failure_is_one_line_with_status_one_and_the_run_is_kept(undisturbed: Path, tmp_path: Path) -> None:
+    """A state file that vanished: the run cannot go on, says so, and nothing else is lost."""
+    run = tmp_path / "tiny"
+    shutil.copytree(undisturbed, run)
+    (run / "summary.json").unlink()
+    kept = frame_bytes(run)
+    for state in (run / "members" / "states").iterdir():
+        state.unlink()
+    done = launch("--resume", "--run-dir", str(tmp_path), "--name", "tiny")
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert str(run / "run.log") in done.stderr
+    assert "Traceback" in (run / "run.log").read_text()
+    assert frame_bytes(run) == kept
