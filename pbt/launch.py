@@ -197,7 +197,9 @@ def _resumed(args: argparse.Namespace) -> RunConfig:
     if different is not None:
         path, old, new = different
         raise UserError(f"--resume: {path} was {old!r} and cannot become {new!r}; start a new run for that")
-    return stored.model_copy(update={"resources": wanted.resources, "tracking": wanted.tracking})
+    # The directory may have been renamed since; its name is the run's.
+    kept = {"resources": wanted.resources, "tracking": wanted.tracking, "name": args.name}
+    return stored.model_copy(update=kept)
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:

@@ -443,13 +443,13 @@ def test_tensorboard_holds_the_progress(undisturbed: Path) -> None:
 
 def test_a_failure_is_one_line_with_status_one_and_the_run_is_kept(undisturbed: Path, tmp_path: Path) -> None:
     """A state file that vanished: the run cannot go on, says so, and nothing else is lost."""
-    run = tmp_path / "tiny"
+    run = tmp_path / "moved"
     shutil.copytree(undisturbed, run)
     (run / "summary.json").unlink()
     kept = frame_bytes(run)
     for state in (run / "members" / "states").iterdir():
         state.unlink()
-    done = launch("--resume", "--run-dir", str(tmp_path), "--name", "tiny")
+    done = launch("--resume", "--run-dir", str(tmp_path), "--name", "moved")
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
     assert str(run / "run.log") in done.stderr
