@@ -1,26 +1,18 @@
 """``python -m pbt.backtest RUN``: the survivors of a run again, over a grid of scenarios of one's own."""
 
-import argparse
 import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from rayconf.errors import UserError
+from rayconf.errors import OneLineParser, UserError
 from rayconf.loading import build_config, load_file, merge
 from rayconf.origins import check_origins
 from rayconf.run_config import RunConfig
 
 GRID = {"costs": "cost_bps", "lag": "lags"}
-
-
-class _Parser(argparse.ArgumentParser):
-    """One line for a mistake."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[float]]:
@@ -44,7 +36,7 @@ def with_grid(run: RunConfig, grid: dict[str, list[float]]) -> RunConfig:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = _Parser(prog="python -m pbt.backtest", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser(prog="python -m pbt.backtest", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of a complete run, e.g. runs/NAME")
     parser.add_argument(
         "--grid", nargs="+", default=[], metavar="NAME=A,B", help="costs=... in bps a side, lag=... in bars"
@@ -77,9 +69,10 @@ def _backtest(path: Path, grid: dict[str, list[float]], address: str | None) -> 
     from pbt.simulator import ENSEMBLE, backtest
     from rayconf.session import start_ray
 
-    RunDir(path).require()
-    stored = build_config(load_file(RunDir(path).config))
-    directory = RunDir(path, stored.identity)
+    directory = RunDir(path)
+    directory.require()
+    stored = build_config(load_file(directory.config))
+    directory.identity = stored.identity
     run = with_grid(stored, grid)
     known = _survivors(directory.summary_json)
     policies: dict[str, Any] = {}

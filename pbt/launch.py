@@ -8,9 +8,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from rayconf.errors import UserError
+from rayconf.errors import OneLineParser, UserError
 from rayconf.loading import assign, build_config, load_config, load_file, merge, parse_assignment
 from rayconf.origins import check_origins
 from rayconf.run_config import RunConfig
@@ -39,16 +39,9 @@ MAY_DIFFER = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    """One line for a mistake."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see python -m pbt.launch --help")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """All flags. Each is an alias of one field of the run, or says where and how the run lives."""
-    parser = _Parser(prog="python -m pbt.launch", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser(prog="python -m pbt.launch", description=__doc__, allow_abbrev=False)
     field = parser.add_argument_group("the run (each an alias of one config field)")
     field.add_argument("--data-dir", metavar="DIR", help="data.dir: one CSV or Parquet file per ticker")
     field.add_argument("--pairs", metavar="A/B,C/D", help="data.pairs")

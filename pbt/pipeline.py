@@ -76,8 +76,10 @@ def recover(directory: RunDir, run: RunConfig) -> None:
             for row in keep_last(read_jsonl(journal), KEYS[key])
             if row["pair"] in committed and row["generation"] <= committed[row["pair"]].generation
         ]
-        journal.unlink(missing_ok=True)
-        append_jsonl(journal, rows)
+        fresh = journal.with_suffix(".tmp")  # renamed over the old one: a kill here loses neither
+        fresh.unlink(missing_ok=True)
+        append_jsonl(fresh, rows)
+        fresh.replace(journal)
     store = StateStore(directory.states)
     needed: set[str] = set().union(*(population.states() for population in committed.values()), set())
     store.discard(store.names() - needed)

@@ -1,4 +1,7 @@
-"""The one error a user's mistake raises."""
+"""The one error a user's mistake raises, and the command line that raises it."""
+
+import argparse
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -6,3 +9,11 @@ class UserError(Exception):
 
     Commands print it without a traceback and end with exit status 2.
     """
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose complaint is a ``UserError`` instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the complaint, with where help is."""
+        raise UserError(f"{message}; see {self.prog} --help")
