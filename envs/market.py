@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -171,20 +170,22 @@ def build_market(pair: str, a: Bars, b: Bars, run: RunConfig, borders: Borders |
 
 def load_markets(run: RunConfig) -> dict[str, PairMarket]:
     """All pairs of a run, from its data directory or the synthetic market, on common split borders."""
-    legs = {pair: _load_pair(pair, run) for pair in run.data.pairs}
+    legs = _load_legs(run)
     dates = {pair: join_bars(a, b)[0].dates for pair, (a, b) in legs.items()}
     longest = max(dates, key=lambda pair: len(dates[pair]))
     borders = split_borders(longest, dates[longest], run.split)
     return {pair: build_market(pair, a, b, run, borders) for pair, (a, b) in legs.items()}
 
 
-def _load_pair(pair: str, run: RunConfig) -> tuple[Bars, Bars]:
+def _load_legs(run: RunConfig) -> dict[str, tuple[Bars, Bars]]:
+    """Both legs of every pair; the directory is looked up, and each ticker read, once."""
     if run.data.dir is None:
-        return synthetic_pair(pair, run.synthetic)
-    tickers = pair.split("/")
-    directory: Path = resolve_directory(run.data, [ticker for p in run.data.pairs for ticker in p.split("/")])
-    a, b = (load_bars(directory, ticker, run.data) for ticker in tickers)
-    return a, b
+        return {pair: synthetic_pair(pair, run.synthetic) for pair in run.data.pairs}
+    tickers = {pair: pair.split("/") for pair in run.data.pairs}
+    wanted = list(dict.fromkeys(ticker for legs in tickers.values() for ticker in legs))
+    directory = resolve_directory(run.data, wanted)
+    bars = {ticker: load_bars(directory, ticker, run.data) for ticker in wanted}
+    return {pair: (bars[a], bars[b]) for pair, (a, b) in tickers.items()}
 
 
 def _check_lookback(run: RunConfig) -> None:
