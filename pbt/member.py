@@ -18,11 +18,11 @@ import ray
 import torch
 from ray import tune
 
-from algos.bar_policy import decide_on
 from algos.config import PairPPOConfig
 from algos.markets import provide
 from algos.pair_ppo import PairPPO
 from algos.policy import Policy
+from algos.stack import decide_on
 from analysis.metrics import session_returns, sharpe
 from envs.batched import uses_drawdown
 from envs.ledger import Terms
