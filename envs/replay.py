@@ -15,9 +15,6 @@ from envs.walker import Walker
 Answer = Callable[[Tensor, Tensor], Tensor]
 """(bars [M] decided at, account [M, A]) -> target weights [M, 2] float64."""
 
-MARGIN = 1.01
-"""Accounts that came this close to ruin are walked in one piece, since a piece does not know what came before it."""
-
 
 class Decide(Protocol):
     """Whoever decides for the rows of a replay."""
@@ -117,10 +114,6 @@ def replay(
         walker.in_one(everyone, record)
     else:
         walker.in_pieces(everyone, record)
-        lowest = np.cumprod(record.equity, axis=0).min(axis=0)
-        near = torch.from_numpy(np.flatnonzero(~(lowest > MARGIN * terms.ruin_fraction)))
-        if len(near):
-            walker.in_one(near, record)
     k = starts + torch.arange(count).unsqueeze(1)
     record.fill_bar[:], record.decision_bar[:] = k, k - lag
     np.cumprod(record.equity, axis=0, out=record.equity)  # of growth ratios till here

@@ -75,10 +75,12 @@ class Walker:
 
     def in_pieces(self, rows: Tensor, record: "Replay") -> None:
         """Walk ``rows`` as pieces side by side and write their columns of the record."""
-        view = self._view(rows)
-        carry = torch.cat((torch.zeros(len(rows), 2, dtype=torch.float64), view.reset()), dim=1)
+        carry = torch.cat((torch.zeros(len(rows), 2, dtype=torch.float64), self._view(rows).reset()), dim=1)
+        wealth = np.ones((1, len(rows)))
         size = max(1, min(LONGEST, LARGEST // len(rows)))
         for first in range(0, self._count, size):
+            if not len(rows):
+                return
             count = min(size, self._count - first)
             # A walk costs a fixed sum per bar and a small one per row, and every piece is walked for some bars in vain.
             pieces = max(1, round(math.sqrt(count / len(rows))))
@@ -86,7 +88,42 @@ class Walker:
             pieces = -(-count // length)
             tape = self._walk_pieces(rows, first, count, carry, pieces, length)
             tape.into(record, slice(first, first + count), rows, pieces)
-            carry = tape.state[count - 1 - (pieces - 1) * length].view(len(rows), pieces, -1)[:, -1]
+            # The start in units of the equity before each step, as the chain has it, and with it the steps that ruin.
+            growth = record.equity[first : first + count, rows.numpy()]
+            with np.errstate(divide="ignore", invalid="ignore"):  # only after an account's end
+                start = np.divide.accumulate(np.vstack((wealth, growth)), axis=0)
+            low = growth <= self._terms.ruin_fraction * start[:-1]
+            ruined = low.any(axis=0)
+            left = tape.state.view(length, len(rows), pieces, -1)
+            for b in np.flatnonzero(ruined).tolist():
+                bar = int(low[:, b].argmax())
+                before = left[(bar - 1) % length, b, (bar - 1) // length] if bar else carry[b]
+                self._end(rows[b : b + 1], first + bar, before, float(start[bar, b]), record)
+            alive = torch.from_numpy(~ruined)
+            carry = left[count - 1 - (pieces - 1) * length, :, -1][alive]
+            rows, wealth = rows[alive], start[-1:, ~ruined]
+
+    def _end(self, row: Tensor, bar: int, state: Tensor, start: float, record: "Replay") -> None:
+        """Write a ruined row from the fill that ruins it; from the second one after it, nothing depends on the past."""
+        view = self._view(row)
+        account = replace(
+            ledger.open_accounts(1), holdings=state[None, :2], start=torch.tensor([start], dtype=torch.float64)
+        )
+        few = min(2, self._count - bar)
+        tape = _Tape(few, 1, view.size)
+        bars = self._decision_bars(bar, few)
+        for i, step in enumerate(self._walk(row, self._starts[row] + bar, few, bars, account, state[None, 2:], view)):
+            tape.write(i, None, step)
+        tape.into(record, slice(bar, bar + few), row, 1)
+        for first in range(bar + few, self._count, LONGEST):
+            count = min(LONGEST, self._count - first)
+            everyone, bars = row.expand(count), self._decision_bars(first, count)
+            closed = replace(ledger.open_accounts(count), ruined=torch.ones(count, dtype=torch.bool))
+            view, tape = self._view(everyone), _Tape(1, count, view.size)
+            at = self._starts[everyone] + torch.arange(first, first + count)
+            for step in self._walk(everyone, at, 1, bars, closed, view.reset(), view):
+                tape.write(0, None, step)
+            tape.into(record, slice(first, first + count), row, count)
 
     def _walk_pieces(self, rows: Tensor, first: int, count: int, carry: Tensor, pieces: int, length: int) -> "_Tape":
         """A tape with row ``b * pieces + c`` for piece c of row b, equal to the chain's."""
@@ -104,7 +141,7 @@ class Walker:
             while i < length and len(active):
                 view = self._view(owner[active])
                 source = tape.state[i - 1][active] if i else begun[active]
-                # a piece does not know what was lost before it: only the loss of everything closes its account
+                # a piece does not know what was lost before it: losing everything alone closes its account
                 opened = ledger.open_accounts(len(active))
                 account = replace(opened, holdings=source[:, :2], start=torch.zeros_like(opened.start))
                 steps = min(length - i, HORIZON) if again else length
@@ -234,8 +271,8 @@ class _Tape:
 
 
 def different(new: Tensor, old: Tensor) -> Tensor:
-    """[M] whether states [M, S] differ in any bit that counts."""
-    return (new != old).any(dim=1)
+    """[M] whether states [M, S] differ in any bit that counts; not a number is like itself."""
+    return ((new != old) & ~(new.isnan() & old.isnan())).any(dim=1)
 
 
 def _terms_of(terms: Terms, rows: Tensor) -> Terms:

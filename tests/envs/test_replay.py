@@ -118,7 +118,7 @@ def holding(bars: torch.Tensor, features: torch.Tensor, account: torch.Tensor) -
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10**6), lag=st.sampled_from([1, 2, 3]), rows=st.integers(1, 4),
-    crashes=st.sampled_from([0, 0.02]),
+    crashes=st.sampled_from([0, 0.003, 0.02]),
     act=st.sampled_from([decide, holding]), longest=st.sampled_from([97, 1 << 15]),
     gross=st.booleans(),
 )  # fmt: skip
@@ -140,6 +140,15 @@ def test_pieces_equal_the_chain_to_the_bit(
     for column in (*COLUMNS, "fill_bar", "decision_bar"):
         np.testing.assert_array_equal(getattr(pieces, column), getattr(chain, column), err_msg=column)
     assert np.abs(chain.weight).max() > 0
+
+
+def test_a_policy_that_is_not_a_number_ends() -> None:
+    market = make_market(300, seed=3)
+    span = market.splits["test"]
+    nothing = always(float("nan"), 0.0, market)
+    records = [replay(market, span, nothing, REAL, 1, batch=1, leverage=LEVERAGE, in_pieces=p) for p in (True, False)]
+    np.testing.assert_array_equal(records[0].equity, records[1].equity)
+    assert np.isnan(records[0].equity).all()
 
 
 def test_pieces_that_keep_their_guess_are_not_the_chain(monkeypatch: pytest.MonkeyPatch) -> None:
