@@ -126,7 +126,7 @@ def test_lineage_accounts_for_every_member(undisturbed: Path) -> None:
 
 def test_the_test_span_is_read_once(undisturbed: Path) -> None:
     events = pd.read_parquet(undisturbed / "frames" / "events.parquet")
-    assert list(events.kind) == ["start", "plan", "plan", "look", "done"]
+    assert list(events.kind) == ["start", "plan", "plan", "first_step", "look", "done"]
 
 
 def test_one_cpu_gives_the_same_bits(undisturbed: Path, tmp_path: Path) -> None:
