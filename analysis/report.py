@@ -79,7 +79,7 @@ def report_html(run: Path) -> str:
         '<p class="soft">The ensemble was declared the headline before the test span was read. Where an interval holds '
         "0, the data cannot tell the result from luck. Hover over a heading for its meaning.</p>",
         sections.looks(events),
-        f'<p class="soft">Where the training actors spent their {text(time_line(time_split(progress.to_pylist())))}.</p>',
+        f'<p class="soft">Training actors, {text(time_line(time_split(progress.to_pylist())))}.</p>',
     ]
     for pair in pairs:
         body += _pair_section(pair, summary, test, yardstick, progress, events, buckets)

@@ -24,7 +24,12 @@ def time_split(rows: Sequence[Row]) -> dict[str, float]:
     """
     split = {part: _total(rows, part) for part in WORK}
     waiting = _total(rows, "wait")
-    return {**split, "waiting": waiting, "switch": _total(rows, "switch") - waiting, "start-up": _total(rows, "startup")}
+    return {
+        **split,
+        "waiting": waiting,
+        "switch": _total(rows, "switch") - waiting,
+        "start-up": _total(rows, "startup"),
+    }
 
 
 def _total(rows: Sequence[Row], part: str) -> float:
