@@ -3,9 +3,9 @@
 ``python -m benchmarks.population [--preset default] [--set a.b=value ...] [--starts 5] [--out FOLDER]``
 
 Runs ``python -m pbt.launch`` and looks at its processes through the operating system: CPU time and memory of the
-slot actors, memory of the driver and of the object store. CPU time counts between the run's first environment step
-and the last moment of training. Beside it stand the run's own timers, held against that wall time. Then ``--starts``
-launches of ``smoke`` are timed from the command to their first gradient step and ended there.
+slot actors, memory of the driver and of the object store. CPU time counts from an actor's first environment step, the
+wall from the run's first one to the last moment of training. Beside it stand the run's own timers, held against the
+wall. Then ``--starts`` launches of ``smoke`` are timed from the command to their first gradient step and ended there.
 
 Writes ``population.parquet`` (a row per figure).
 """
@@ -105,11 +105,15 @@ def watch(process: subprocess.Popen[bytes]) -> dict[int, Usage]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     usage[pid].look(found)
             time.sleep(EVERY)
-        assert process.stderr is not None
-        words = process.stderr.read().decode().strip()
-    if process.returncode != 0:
-        raise RuntimeError(f"the run failed: {words}")
+        if process.returncode != 0:
+            raise RuntimeError(f"the run failed: {last_words(process)}")
     return usage
+
+
+def last_words(process: subprocess.Popen[bytes]) -> str:
+    """What a command that ended has said on its way."""
+    assert process.stderr is not None
+    return process.stderr.read().decode().strip()
 
 
 def figures(directory: RunDir, usage: Mapping[int, Usage]) -> list[dict[str, Any]]:
@@ -121,16 +125,17 @@ def figures(directory: RunDir, usage: Mapping[int, Usage]) -> list[dict[str, Any
     begin, end = min(actor.began for actor in actors), max(actor.ended for actor in actors)
     capacity = cores * (end - begin)
     missing = [actor.pid for actor in actors if actor.pid not in usage]
-    if missing:
+    if missing:  # on another machine, or gone between two looks
         raise RuntimeError(f"slot actors {missing} were not among the descendants of the command")
-    busy = sum(usage[actor.pid].cpu_between(begin, end) for actor in actors)
+    # What an actor uses to start up while others train is no training.
+    busy = sum(usage[actor.pid].cpu_between(actor.began, end) for actor in actors)
     switches = pd.DataFrame(rows).dropna(subset=["switch_seconds"])
     rebuilt = switches.switch_seconds - switches.wait_seconds
     each = [100 * actor.seconds / (actor.ended - actor.began) for actor in actors]
     split = time_split(rows)
     driver = next(found for found in usage.values() if found.name == "driver")
     stores = [found.shared for found in usage.values() if found.name == "raylet"]
-    found = [
+    found: list[tuple[str, Any, str]] = [
         ("members", len({(row["pair"], row["member"]) for row in rows}), ""),
         ("cores", cores, ""),
         ("slot actors", len(actors), ""),
@@ -165,7 +170,7 @@ def start_seconds(arguments: Sequence[str]) -> float:
         with ended(process):
             while not journal.is_file():
                 if process.poll() is not None:
-                    raise RuntimeError(f"the run ended before it trained (status {process.returncode})")
+                    raise RuntimeError(f"the run ended before it trained: {last_words(process)}")
                 time.sleep(EVERY)
             return first_gradient(read_jsonl(journal)) - began
 
