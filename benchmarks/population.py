@@ -168,10 +168,11 @@ def start_seconds(arguments: Sequence[str]) -> float:
         began = time.time()
         process = launched(Path(folder), *arguments)
         with ended(process):
-            while not journal.is_file():
+            while not read_jsonl(journal):
                 if process.poll() is not None:
                     raise RuntimeError(f"the run ended before it trained: {last_words(process)}")
                 time.sleep(EVERY)
+            time.sleep(EVERY)  # the barrier's rows may still be on their way
             return first_gradient(read_jsonl(journal)) - began
 
 
