@@ -8,10 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import optimality, throughput
+from benchmarks import optimality, population, throughput
 from benchmarks.arena import arena, copy_weights, probe
 from benchmarks.peers import GymnasiumVector
 from benchmarks.plain_loop import PlainLoop
+from tests.pbt.conftest import TINY
+
+SETTINGS = [argument for text in TINY for argument in ("--set", text)]
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +92,15 @@ def test_optimality_runs(ray_session: None, tmp_path: Path) -> None:
     assert list(table.index) == ["optimum", "learner", "sign"]
     assert table.share["optimum"] == 1
     assert (table.env_steps == 4096).all()
+
+
+def test_population_watches_a_run_from_outside(tmp_path: Path) -> None:
+    population.main(["--preset", "smoke", "--starts", "1", "--out", str(tmp_path), *SETTINGS])
+    table = pd.read_parquet(tmp_path / "population.parquet").set_index("figure")
+    found = table.value
+    assert found["members"] == 2 * 3
+    assert 0 < found["CPU of the slot actors / (cores x wall)"] <= 105  # clock ticks are 10 ms
+    assert found["timers / wall, least of the actors"] == pytest.approx(100, abs=3)
+    assert found["object store, set"] * 1e6 == 100 * 2**20
+    assert found["peak RSS, largest slot actor"] > 100
+    assert (found[[name for name in table.index if name.startswith(("switch", "time in", "command"))]] > 0).all()
