@@ -17,13 +17,11 @@ from benchmarks.bend import growth
 from benchmarks.launches import population_speed
 from benchmarks.peers import GymnasiumVector
 from benchmarks.plain_loop import PlainLoop
+from benchmarks.scaling_worker import peak_mb, setting_of
+from rayconf.session import available_cpus
 from tests.pbt.conftest import TINY
 
 SETTINGS = [argument for text in TINY for argument in ("--set", text)]
-
-
-from benchmarks.scaling_worker import peak_mb, setting_of
-from rayconf.session import available_cpus
 
 
 @pytest.fixture(scope="module")
