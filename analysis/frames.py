@@ -195,13 +195,11 @@ def _codes(table: pa.Table, key: Sequence[str]) -> list[np.ndarray]:
     for name in key:
         column = table.column(name)
         if pa.types.is_string(column.type):
-            encoded = column.combine_chunks().dictionary_encode()
-            if isinstance(encoded, pa.ChunkedArray):
-                encoded = encoded.unify_dictionaries().combine_chunks()
+            encoded = column.dictionary_encode().unify_dictionaries().combine_chunks()
             words = encoded.dictionary.to_pylist()
-            rank = np.empty(len(words), np.int64)
-            rank[sorted(range(len(words)), key=words.__getitem__)] = np.arange(len(words))
-            codes.append(rank[encoded.indices.to_numpy(zero_copy_only=False)] if words else np.empty(0, np.int64))
+            rank = np.empty(len(words), np.int32)
+            rank[sorted(range(len(words)), key=words.__getitem__)] = np.arange(len(words), dtype=np.int32)
+            codes.append(rank[encoded.indices.to_numpy(zero_copy_only=False)] if words else np.empty(0, np.int32))
         else:
             values = column.combine_chunks()
             if pa.types.is_timestamp(column.type):
@@ -234,7 +232,7 @@ def _sorted(table: pa.Table, key: Sequence[str]) -> pa.Table:
     order = np.lexsort(codes[::-1])
     codes = [code[order] for code in codes]
     duplicate = _strictly_sorted(codes)[1]
-    table = table.take(pa.array(order))
+    table = table.take(pa.array(order)).combine_chunks()
     if duplicate >= 0:
         row = {name: table.column(name)[duplicate].as_py() for name in key}
         raise ValueError(f"key ({', '.join(key)}) is not unique: {row}")
@@ -297,7 +295,7 @@ def write_frame(rows: Rows, schema: pa.Schema, key: Sequence[str], path: Path) -
     """
     table = _without_nan(_table(rows, schema))
     _check_choices(table, schema)
-    table = _sorted(table, key).combine_chunks()
+    table = _sorted(table, key)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
