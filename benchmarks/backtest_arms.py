@@ -1,4 +1,4 @@
-"""The ledger against vectorbt on a grid of accounts that follow given weights, float64, costs but no financing."""
+"""A grid of policies through the whole backtest, and the ledger against vectorbt on given weights, all in float64."""
 
 import importlib.util
 from typing import Any
@@ -6,11 +6,54 @@ from typing import Any
 import numpy as np
 import torch
 
+from algos.bar_policy import build_policy
+from algos.module import ACTION_DIM, perceptron
+from algos.policy import EnsemblePolicy
+from algos.stack import decide_on
+from benchmarks.arena import Arena
 from benchmarks.arms import KEY, Arm
 from envs import ledger
+from envs.account_view import account_size
+from envs.batched import uses_drawdown
 from envs.ledger import Terms
+from envs.market import Span
+from envs.replay import replay
 
 COST = 2e-4
+
+
+def grid_arm(setting: Arena, rows: int, bars: int) -> Arm:
+    """``envs.replay`` as the backtest calls it: three survivors and their ensemble over a grid of costs.
+
+    ``rows`` accounts, a quarter each; an account's step includes policy, ledger and record. The ensemble asks its
+    three networks, so that 1.5 network rows run per account.
+    """
+    run, market = setting.run, setting.market
+    columns = market.features.shape[1] + account_size(uses_drawdown(run))
+    survivors = []
+    for number in range(3):
+        generator = torch.Generator().manual_seed(KEY + number)
+        net = perceptron((columns, *run.network.hidden, ACTION_DIM), run.network.activation, 1.0, generator)
+        weights = {f"pi.{name}": tensor for name, tensor in net.named_parameters()}
+        survivors.append(build_policy(weights, run, market.scaler.names))
+    policies = [EnsemblePolicy(survivors), *survivors]
+    costs = torch.linspace(0, 10, rows // 4, dtype=torch.float64).repeat(4)
+    first = market.splits["train"].start
+    features = torch.tensor(market.features)
+
+    def grid() -> None:
+        record = replay(
+            market,
+            Span(first, first + bars + 1),
+            decide_on(policies, features, rows // 4),
+            Terms.from_costs(run.costs, costs),
+            run.env.lag,
+            batch=rows,
+            leverage=run.costs.leverage,
+        )
+        assert np.isfinite(record.equity).all()
+
+    return Arm(f"backtest of {rows:,} rows", "pairpbt", "backtest", rows, 0, rows * bars, grid)
 
 
 def backtest_arms(bars: int, accounts: int) -> list[Arm]:

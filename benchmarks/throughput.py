@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.arena import Arena, arena
 from benchmarks.arms import Arm, environment_arm, ledger_arm, peer_arms, plain_arm, product_arm, rollout_arm
-from benchmarks.backtest_arms import backtest_arms
+from benchmarks.backtest_arms import backtest_arms, grid_arm
 from benchmarks.chart import Bar, write_chart
 
 MINIBATCHES = (8192, 1024)
@@ -42,6 +42,7 @@ def build_arms(settings: Sequence[Arena], peers: bool, ledger_steps: int) -> lis
         environment_arm(first, 2 * ledger_steps),
         rollout_arm(first),
     ]
+    arms.append(grid_arm(first, 20 * ledger_steps, 2 * ledger_steps))
     arms += backtest_arms(2 * ledger_steps, 512) if peers else []
     for setting in settings:
         arms += [plain_arm(setting), product_arm(setting, whole=True), product_arm(setting, whole=False)]
