@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on ``device``; the host does not wait until it has arrived."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 class SlabOrder:
     """Orders of a batch's samples in which whole slabs of neighbouring bars follow each other at random.
 
