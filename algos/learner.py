@@ -108,7 +108,7 @@ class PairPPOLearner(PPOTorchLearner):
         parts = -(-rows // (minibatch_size or rows))
         slabs = None
         if self.config.slab_bars:  # bars are the first column of such observations
-            slabs = SlabOrder(columns[Columns.OBS][:, 0].long(), self.config.slab_bars)
+            slabs = SlabOrder(columns[Columns.OBS][:, 0].long().cpu(), self.config.slab_bars)
         for epoch in range(num_epochs):
             self._last_epoch = epoch == num_epochs - 1
             # the old distribution is needed for its KL alone, which is reported from the last epoch
@@ -117,11 +117,9 @@ class PairPPOLearner(PPOTorchLearner):
                 for name in columns
                 if name != Columns.ACTION_DIST_INPUTS or self._last_epoch or self.config.use_kl_loss
             ]
-            if slabs is None:
-                order = to_device(torch.randperm(rows, generator=self._order), self._device)
-            else:
-                order = slabs.draw(self._order)
-            for index in order.tensor_split(parts):  # equal to one row, so that no step is left a remnant
+            order = torch.randperm(rows, generator=self._order) if slabs is None else slabs.draw(self._order)
+            # parts equal to one row, so that no step is left a remnant
+            for index in to_device(order, self._device).tensor_split(parts):
                 minibatch = {name: columns[name].index_select(0, index) for name in names}
                 yield MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(minibatch)}, env_steps=len(index))
 
