@@ -22,7 +22,7 @@ from ray.rllib.utils.metrics import (
 )
 from torch import Tensor
 
-from algos.bar_network import BarActorCritic
+from algos.bar_network import BAR_PLAN, BarActorCritic, plan_bars
 from algos.distribution import SquashedGaussian
 from algos.markets import market_for
 from algos.minibatches import SlabOrder, to_device
@@ -106,9 +106,10 @@ class PairPPOLearner(PPOTorchLearner):
         columns = self._make_batch_if_necessary(training_data=training_data)[DEFAULT_MODULE_ID]
         rows = len(columns)
         parts = -(-rows // (minibatch_size or rows))
-        slabs = None
+        slabs, bars, net = None, None, self._net
         if self.config.slab_bars:  # bars are the first column of such observations
-            slabs = SlabOrder(columns[Columns.OBS][:, 0].long().cpu(), self.config.slab_bars)
+            bars = columns[Columns.OBS][:, 0].long().cpu()
+            slabs = SlabOrder(bars, self.config.slab_bars)
         for epoch in range(num_epochs):
             self._last_epoch = epoch == num_epochs - 1
             # the old distribution is needed for its KL alone, which is reported from the last epoch
@@ -119,8 +120,12 @@ class PairPPOLearner(PPOTorchLearner):
             ]
             order = torch.randperm(rows, generator=self._order) if slabs is None else slabs.draw(self._order)
             # parts equal to one row, so that no step is left a remnant
-            for index in to_device(order, self._device).tensor_split(parts):
+            there = to_device(order, self._device).tensor_split(parts)
+            for here, index in zip(order.tensor_split(parts), there, strict=True):
                 minibatch = {name: columns[name].index_select(0, index) for name in names}
+                if self.branchless and bars is not None and isinstance(net, BarActorCritic):
+                    plan = plan_bars(bars[here], net.encoder.window)
+                    minibatch[BAR_PLAN] = tuple(to_device(part, self._device) for part in plan)
                 yield MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(minibatch)}, env_steps=len(index))
 
     def compute_loss_for_module(

@@ -1,10 +1,12 @@
 """What runs on an accelerator, run on the CPU: the same bits as the branches there, and nothing the host waits for."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.utils._python_dispatch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.policy.sample_batch import MultiAgentBatch
@@ -12,8 +14,10 @@ from ray.rllib.utils.metrics import EPISODE_LEN_MEAN, EPISODE_RETURN_MEAN, NUM_E
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from algos import learner as learner_module
 from algos.config import PairPPOConfig
 from algos.env_runner import REWARD_MEAN, BatchedEnvRunner
+from algos.minibatches import SlabOrder
 from algos.optimizers import WeightAverage, build_optimizers, optimizer_tensors, step_unless
 from rayconf.errors import UserError
 from tests.algos.conftest import small_config, small_run
@@ -21,6 +25,7 @@ from tests.algos.test_learner import make_learner, one_step
 
 WAITS = {"_local_scalar_dense", "nonzero", "unique_consecutive", "masked_select", "equal", "repeat_interleave"}
 DRAWS = {"randint", "randn"}
+ENCODERS = ("factored", "conv", "gru", "transformer")
 LOGGED = (REWARD_MEAN, EPISODE_RETURN_MEAN, EPISODE_LEN_MEAN, NUM_EPISODES)
 RUINS = "costs.ruin_fraction=0.97"
 
@@ -105,9 +110,17 @@ def updated(config: PairPPOConfig, branchless: bool, batch: MultiAgentBatch) -> 
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon_mix"])
-def test_updates_equal_to_the_bit(ray_session: None, kind: str) -> None:
+@pytest.mark.parametrize("encoder", ["mlp", *ENCODERS])
+def test_updates_equal_to_the_bit(ray_session: None, kind: str, encoder: str) -> None:
     config = small_config(
-        optimizer_kind=kind, ema_half_life=4.0, grad_clip=0.05, lr_schedule_kind="cosine", total_updates=3
+        f"network.encoder={encoder}",
+        "network.encoder_width=8",
+        "network.encoder_window=9",
+        optimizer_kind=kind,
+        ema_half_life=4.0,
+        grad_clip=0.05,
+        lr_schedule_kind="cosine",
+        total_updates=3,
     )
     batch = BatchedEnvRunner(config=config).sample()[0]
     (state, report), (state_too, report_too) = (updated(config, branchless, batch) for branchless in (False, True))
@@ -205,19 +218,34 @@ def test_no_step_of_a_rollout_waits_for_the_device(ray_session: None, monkeypatc
     assert waits_of_rollout(32, False).total() > waits_of_rollout(16, False).total() + 16
 
 
-def waits_of_update(epochs: int, branchless: bool, kind: str, batch: MultiAgentBatch) -> Counter[str]:
-    config = small_config(optimizer_kind=kind, ema_half_life=4.0)
+def waits_of_update(epochs: int, branchless: bool, config: PairPPOConfig, batch: MultiAgentBatch) -> Counter[str]:
     learner = learner_for(config, branchless)
     with Waits() as waits:
         learner.update(**{**one_step(config, batch), "num_epochs": epochs, "minibatch_size": 128})
     return waits.seen
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon_mix"])
-def test_no_gradient_step_waits_for_the_device(ray_session: None, kind: str) -> None:
-    batch = BatchedEnvRunner(config=small_config()).sample()[0]
-    assert waits_of_update(1, True, kind, batch) == waits_of_update(3, True, kind, batch)
-    assert waits_of_update(3, False, kind, batch).total() >= waits_of_update(1, False, kind, batch).total() + 8
+@pytest.mark.parametrize(
+    ("kind", "encoder"), [("adamw", "mlp"), ("muon_mix", "mlp"), *(("adamw", e) for e in ENCODERS)]
+)
+def test_no_gradient_step_waits_for_the_device(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch, kind: str, encoder: str
+) -> None:
+    """Three epochs, the same number of times as in one; what the host plans about bars it plans on its own tensors."""
+    config = small_config(f"network.encoder={encoder}", "network.encoder_width=8", optimizer_kind=kind)
+    batch = BatchedEnvRunner(config=config).sample()[0]
+    assert waits_of_update(3, False, config, batch).total() >= waits_of_update(1, False, config, batch).total() + 8
+
+    def unseen(work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            with torch.utils._python_dispatch._disable_current_modes():
+                return work(*args)
+
+        return run
+
+    monkeypatch.setattr(learner_module, "plan_bars", unseen(learner_module.plan_bars))
+    monkeypatch.setattr(SlabOrder, "draw", unseen(SlabOrder.draw))
+    assert waits_of_update(1, True, config, batch) == waits_of_update(3, True, config, batch)
 
 
 def test_a_share_of_a_gpu_puts_learner_and_runner_there() -> None:
