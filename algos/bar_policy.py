@@ -1,7 +1,6 @@
 """Policies with a market encoder: the market part once per bar, in blocks of bars that never move.
 
-A policy of this kind cannot be asked about features of one bar. ``decide_on`` binds any policies to the features of a
-whole market and returns what ``envs.replay`` calls; the plain ones are asked as ever.
+A policy of this kind cannot be asked about features of one bar: ``algos.stack.decide_on`` binds it to a market.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,7 @@ from torch import Tensor
 from algos.bar_network import Branch
 from algos.encoders import build_encoder
 from algos.module import ACTION_DIM, ACTIVATIONS
-from algos.policy import EnsemblePolicy, Policy, PolicyStack, _mean
-from envs.replay import Decide
+from algos.policy import Policy
 from rayconf.run_config import RunConfig
 
 BARS = 256
@@ -58,27 +56,32 @@ class BarPolicy(Policy):
         for prefix, part in (("encoder.", self._encoder), ("pi.", branch)):
             part.load_state_dict({k.removeprefix(prefix): v for k, v in self._weights.items() if k.startswith(prefix)})
         self._trunk = branch.trunk
-        # The head as a plain policy over the market's sums: they pass through an identity to the account's.
+        # The head as a plain policy over the market's sums, which reach its first layer as they are.
         into = torch.cat((torch.eye(branch.width), branch.account.weight.detach()), dim=1)
         head = [(into, torch.zeros(branch.width)), (branch.output.weight, branch.output.bias)]
-        super().__init__(head, activation=activation, mapping=mapping, leverage=leverage, feature_names=feature_names)
+        super().__init__(
+            head,
+            activation=activation,
+            mapping=mapping,
+            leverage=leverage,
+            feature_names=feature_names,
+            account_columns=columns,
+        )
 
     def decide(self, features: Tensor, account: Tensor) -> Tensor:
-        """Refused: the features of one bar are not enough, see ``decide_on``."""
+        """Refused: the features of one bar are not enough, see ``algos.stack.decide_on``."""
         raise ValueError("a policy with a market encoder reads a window of bars: bind it with decide_on()")
 
-    def decide_from(self, sums: Tensor, account: Tensor) -> Tensor:
-        """Target weights [B, 2] from market sums [B, H] and the account's view [B, A], all float64."""
-        return super().decide(sums, account)
-
     @torch.no_grad()
-    def market_sums(self, features: Tensor, block: int) -> Tensor:
-        """Market sums [BARS, H] of the bars from ``block * BARS`` on; rows beyond the market mean nothing.
+    def market_sums(self, features: Tensor, bars: range) -> Tensor:
+        """The market's share of the last hidden layer's sums, [N, H] float64 for N bars; see ``Policy``."""
+        blocks = range(bars.start // BARS, -(-bars.stop // BARS))
+        sums = torch.cat([self._block(features, block) for block in blocks])
+        first = bars.start - blocks.start * BARS
+        return self._scale * sums[first : first + len(bars)]
 
-        Args:
-            features: [T, F] scaled features of the whole market.
-            block: Number of the block.
-        """
+    def _block(self, features: Tensor, block: int) -> Tensor:
+        """Sums [BARS, H] of the bars from ``block * BARS`` on; rows beyond the market mean nothing."""
         past = self._encoder.window - 1
         strip = torch.zeros(past + BARS, features.shape[1], dtype=torch.float64)
         first = block * BARS - past
@@ -112,7 +115,6 @@ class BarPolicy(Policy):
     def _description(self) -> dict[str, Any]:
         return {
             **super()._description(),
-            "account_columns": self._weights["pi.account.weight"].shape[1],
             "market_network": self.network,
         }
 
@@ -137,57 +139,3 @@ def build_policy(weights: Mapping[str, Tensor], run: RunConfig, feature_names: S
     return BarPolicy(
         weights, network.model_dump(mode="json"), mapping=mapping, leverage=leverage, feature_names=feature_names
     )
-
-
-def decide_on(policies: Sequence[Policy | EnsemblePolicy], features: Tensor, rows: int | None = None) -> Decide:
-    """Bind policies to a market: what ``envs.replay`` asks at every bar.
-
-    Each decides what it decides alone, to the bit, whoever else is asked.
-
-    Args:
-        policies: In the order of their rows.
-        features: [T, F] scaled features of the whole market, of which only the past of a bar is read.
-        rows: Consecutive rows of each policy; None: all rows belong to the only one.
-
-    Raises:
-        ValueError: If several policies share an unknown number of rows.
-    """
-    members = {id(m): m for p in policies for m in (p.members if isinstance(p, EnsemblePolicy) else (p,))}
-    if not any(isinstance(member, BarPolicy) for member in members.values()):
-        if rows is None:
-            (only,) = policies
-            return lambda _bars, seen, account: only.decide(seen, account)
-        stack = PolicyStack(policies, rows)
-        return lambda _bars, seen, account: stack.decide(seen, account)
-    if rows is None and len(policies) > 1:
-        raise ValueError("several policies need the number of rows of each")
-    single = {key: _Bound(member, features) for key, member in members.items()}
-
-    def ask(policy: Policy | EnsemblePolicy, bars: Tensor, seen: Tensor, account: Tensor) -> Tensor:
-        team = policy.members if isinstance(policy, EnsemblePolicy) else (policy,)
-        first, *others = (single[id(member)](bars, seen, account) for member in team)
-        return _mean(first, others) if isinstance(policy, EnsemblePolicy) else first
-
-    def decide(bars: Tensor, seen: Tensor, account: Tensor) -> Tensor:
-        size = rows or len(bars)
-        parts = zip(policies, bars.split(size), seen.split(size), account.split(size), strict=True)
-        return torch.cat([ask(*part) for part in parts])
-
-    return decide
-
-
-class _Bound:
-    """One policy with the market part of the bars that it has been asked about."""
-
-    def __init__(self, policy: Policy, features: Tensor) -> None:
-        self._policy, self._features = policy, features
-        self._blocks: dict[int, Tensor] = {}
-
-    def __call__(self, bars: Tensor, seen: Tensor, account: Tensor) -> Tensor:
-        policy = self._policy
-        if not isinstance(policy, BarPolicy):
-            return policy.decide(seen, account)
-        rows = [divmod(bar, BARS) for bar in bars.tolist()]
-        for block in {block for block, _ in rows} - self._blocks.keys():
-            self._blocks[block] = policy.market_sums(self._features, block)
-        return policy.decide_from(torch.stack([self._blocks[block][row] for block, row in rows]), account)

@@ -8,9 +8,9 @@ import torch
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
-from algos.bar_policy import decide_on
 from algos.markets import market_for
 from algos.policy import Policy
+from algos.stack import decide_on
 from envs.batched import uses_drawdown
 from envs.ledger import Terms
 from envs.market import PairMarket

@@ -10,10 +10,11 @@ from ray.rllib.core.rl_module.apis import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
+from algos.activation import FastTanh
 from algos.distribution import SquashedGaussian
 from rayconf.keys import torch_seed
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "silu": nn.SiLU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": FastTanh, "silu": nn.SiLU}
 ACTION_DIM = 2
 """One action per leg."""
 POLICY_GAIN = 0.01

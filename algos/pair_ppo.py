@@ -29,13 +29,13 @@ from torch import Tensor
 
 from algos.bar_policy import build_policy
 from algos.config import PairPPOConfig
-from algos.env_runner import ENV_SECONDS, POLICY_SECONDS, REWARD_MEAN, TAIL_QUANTILE
+from algos.env_runner import ENV_SECONDS, REWARD_MEAN, TAIL_QUANTILE
 from algos.learner import CLIP_FRACTION, GRAD_NORM, KL, LR_FIRST_STEP, SKIPPED_STEPS
 from algos.markets import market_for
 from algos.policy import Policy
 from rayconf.keys import derive_key, torch_seed
 
-_FROM_RUNNERS = (REWARD_MEAN, ENV_SECONDS, POLICY_SECONDS)
+_FROM_RUNNERS = (REWARD_MEAN, ENV_SECONDS)
 _FROM_LEARNER = {
     "policy_loss": POLICY_LOSS_KEY,
     "value_loss": VF_LOSS_KEY,
@@ -73,6 +73,7 @@ class PairPPO(PPO):
 
     def training_step(self) -> None:
         """Sample one batch, update on it, send the weights to the runners."""
+        began = time.perf_counter()
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             batches, runner_results = synchronous_parallel_sample(
                 worker_set=self.env_runner_group,
@@ -84,7 +85,7 @@ class PairPPO(PPO):
             if not batches:
                 return
             self.metrics.aggregate(runner_results, key=ENV_RUNNER_RESULTS)
-        began = time.perf_counter()
+        sampled = time.perf_counter()
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             batch = self._join(batches)
             steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME))
@@ -95,16 +96,17 @@ class PairPPO(PPO):
                 minibatch_size=self.config.minibatch_size,
             )
             self.metrics.aggregate(results, key=LEARNER_RESULTS)
-        learner_seconds = time.perf_counter() - began
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
             self._sync_weights()
             if self.env_runner_group.num_remote_env_runners():
                 self._set_tail(self._tail())  # remote runners saw different accounts
-        self._last = {"env_steps": float(batch.env_steps()), "learner_seconds": learner_seconds}
+        self._last = {"env_steps": float(batch.env_steps())}
         for name in _FROM_RUNNERS:
             self._last[name] = float(self.metrics.peek((ENV_RUNNER_RESULTS, name)))
         for name, key in _FROM_LEARNER.items():
             self._last[name] = float(self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID, key)))
+        self._last["policy_seconds"] = sampled - began - self._last[ENV_SECONDS]
+        self._last["learner_seconds"] = time.perf_counter() - sampled
 
     def _join(self, batches: list[MultiAgentBatch]) -> MultiAgentBatch:
         """One batch of tensors with standardised advantages."""
@@ -207,6 +209,8 @@ class PairPPO(PPO):
     def last_iteration(self) -> dict[str, float]:
         """Figures of the last ``train()``: environment steps, losses, seconds; empty before the first.
 
+        ``env_seconds``, ``policy_seconds`` and ``learner_seconds`` are the whole of ``training_step``: the environment,
+        the rest of sampling, and the rest.
         ``kl`` and ``clip_fraction`` are means over the last epoch, the other learner figures over all
         minibatches; ``lr_first_step`` is the rate that was in the optimizer at the first gradient step.
         """

@@ -12,17 +12,20 @@ from torch import Tensor
 from envs.mapping import round_targets, target_weights
 
 BLOCK = 16
-"""Rows per pass of the network. Matrix products of fewer rows round differently, so that a row's result would
-depend on how many others are asked about; in blocks of one fixed size it does not. Larger blocks pay for padding: one
-account over validation takes 83 us a bar with 16 rows and 121 us with 64, with the same bits."""
+"""Rows per matrix product. Products of fewer rows round differently, so that a row's result would depend on how many
+others are asked about; in blocks of one fixed size, many of them in one batched product, it does not."""
+ELEMENTS = 1 << 14
+"""Numbers per pass, about: they stay in the cache, and torch's threads, which would cut a nonlinearity into parts of
+other sizes, leave so few alone."""
 SCHEMA = 1
 
 
 class Policy:
     """The mean action of an actor as target weights, rounded to 1e-4.
 
-    The network runs in float64 in blocks of 16 rows, the last one padded. Not safe for threads: the padded
-    buffer is reused.
+    The first layer is linear in market and account, so that the market's share of its sums is computed once per bar,
+    for every account that asks about it. A tanh network is a network of logistic functions with other weights,
+    tanh(x) = 2 * sigmoid(2x) - 1, and runs as one: the logistic function costs a fifth.
 
     Args:
         layers: Weight [out, in] and bias [out] per layer.
@@ -30,6 +33,7 @@ class Policy:
         mapping: Action mapping of the env.
         leverage: Gross limit that scales actions.
         feature_names: Names of the market features, in order.
+        account_columns: Columns of the account, the last inputs; default: all inputs that are not features.
     """
 
     def __init__(
@@ -40,19 +44,30 @@ class Policy:
         mapping: str,
         leverage: float,
         feature_names: Sequence[str],
+        account_columns: int | None = None,
     ) -> None:
         self.activation, self.mapping, self.leverage = activation, mapping, float(leverage)
         self.feature_names = tuple(feature_names)
         self._layers = [(w.detach().cpu().double(), b.detach().cpu().double()) for w, b in layers]
-        self._steps = [
-            (w.t().contiguous(), b, torch.empty(BLOCK, len(b), dtype=torch.float64)) for w, b in self._layers
-        ]
-        self._activate = {"tanh": torch.tanh_, "silu": _silu_}[activation]
-        # torch computes nonlinearities in strides of 16 numbers (two AVX-512 vectors) and what is left one by one,
-        # with other last bits.
-        self._stride = 8 if all(len(b) % 2 == 0 for _, b in self._layers) else 16
         self.inputs = self._layers[0][0].shape[1]
-        self._block = torch.zeros(BLOCK, self.inputs, dtype=torch.float64)
+        self.account_columns = self.inputs - len(self.feature_names) if account_columns is None else account_columns
+        logistic = activation == "tanh"
+        self._activate = torch.sigmoid_ if logistic else _silu_
+        folded = []
+        for i, (weight, bias) in enumerate(self._layers):
+            if i and logistic:  # its inputs are 2 s - 1 of the logistic s
+                weight, bias = 2 * weight, bias - weight.sum(dim=1)
+            if logistic or i == len(self._layers) - 1:  # sums are doubled where a logistic function follows
+                weight, bias = 2 * weight, 2 * bias
+            folded.append((weight.t().contiguous().unsqueeze(0), bias))
+        (first, self._bias), *self._later = folded
+        self._scale = 2.0 if logistic or len(folded) == 1 else 1.0
+        markets = self.inputs - self.account_columns
+        self._market, self._account = first[:, :markets].contiguous(), first[:, markets:].contiguous()
+        self.width = len(self._bias)
+        """Sums of the first layer, H."""
+        widest = max(markets, *(len(b) for _, b in self._layers))
+        self._rows = max(1, ELEMENTS // (widest * BLOCK)) * BLOCK
 
     @classmethod
     def from_weights(
@@ -75,31 +90,36 @@ class Policy:
         Raises:
             ValueError: If F + A is not what the network was trained on.
         """
-        rows, width = features.shape
+        count, width = features.shape
         if width + account.shape[1] != self.inputs:
             raise ValueError(f"policy expects {self.inputs} inputs, got {width} + {account.shape[1]}")
-        if rows <= BLOCK:
-            return self._decide_block(features, account, rows, width)
-        parts = zip(features.split(BLOCK), account.split(BLOCK), strict=True)
-        return torch.cat([self._decide_block(f, a, len(f), width) for f, a in parts])
+        actions = self.actions(self._sums(padded(features)), padded(account))[:count]
+        return round_targets(target_weights(actions, self.mapping, self.leverage))
 
-    def _decide_block(self, features: Tensor, account: Tensor, rows: int, width: int) -> Tensor:
-        self._block[:rows, :width] = features
-        self._block[:rows, width:] = account
-        return round_targets(target_weights(self._run_block(rows), self.mapping, self.leverage))
+    def market_sums(self, features: Tensor, bars: range) -> Tensor:
+        """The market's share of the first layer's sums, [N, H] float64 for N bars.
 
-    def _run_block(self, rows: int) -> Tensor:
-        """Mean actions [rows, 2] for the first rows of the block; overwritten by the next pass."""
-        # Nonlinearities skip rows that nobody asked about, in whole strides, so that no element is computed by
-        # another code path when the number of rows changes.
-        whole = -(-rows // self._stride) * self._stride
-        hidden = self._block
-        for weight, bias, output in self._steps[:-1]:
-            hidden = torch.addmm(bias, hidden, weight, out=output)
-            self._activate(hidden[:whole])
-        weight, bias, output = self._steps[-1]
-        torch.addmm(bias, hidden, weight, out=output)
-        return output[:whole].tanh_()[:rows]
+        Args:
+            features: [T, F] scaled features of the whole market, of which only the past of a bar is read.
+            bars: The bars.
+        """
+        return self._sums(padded(features[bars.start : bars.stop].double()))[: len(bars)]
+
+    def _sums(self, features: Tensor) -> Tensor:
+        return torch.cat([_blocks(part, self._market).add_(self._bias) for part in features.split(self._rows)])
+
+    def actions(self, sums: Tensor, account: Tensor) -> Tensor:
+        """Mean actions [B, 2] in [-1, 1] for market sums [B, H] and account [B, A], B a multiple of the block."""
+        rows = self._rows
+        if len(sums) <= rows:
+            return self._actions(sums, account)
+        return torch.cat([self._actions(s, a) for s, a in zip(sums.split(rows), account.split(rows), strict=True)])
+
+    def _actions(self, sums: Tensor, account: Tensor) -> Tensor:
+        hidden = _blocks(account, self._account).add_(sums)
+        for weight, bias in self._later:
+            hidden = _blocks(self._activate(hidden), weight).add_(bias)
+        return hidden.sigmoid_().mul_(2).sub_(1)
 
     def save(self, folder: Path) -> None:
         """Write ``policy.safetensors`` and ``policy.json`` into ``folder``."""
@@ -144,7 +164,7 @@ class Policy:
             "activation": self.activation,
             "mapping": self.mapping,
             "leverage": self.leverage,
-            "account_columns": self.inputs - len(self.feature_names),
+            "account_columns": self.account_columns,
             "feature_names": list(self.feature_names),
         }
 
@@ -167,71 +187,20 @@ class EnsemblePolicy:
     def decide(self, features: Tensor, account: Tensor) -> Tensor:
         """Target weights [B, 2] float64, see ``Policy.decide``."""
         first, *others = (member.decide(features, account) for member in self.members)
-        return _mean(first, others)
+        return mean_target(first, others)
 
 
-class PolicyStack:
-    """Several policies side by side, each over rows of its own: what they decide alone, to the bit.
-
-    Every network runs once per call, over the rows of its own policy and of the ensembles it is a member of, in
-    the same blocks as alone. Not safe for threads.
-
-    Args:
-        policies: Policies and ensembles in the order of their rows; members that are the same object are one.
-        rows: Number of consecutive rows of each.
-
-    Raises:
-        ValueError: If inputs, mapping or leverage of the networks differ.
-    """
-
-    def __init__(self, policies: Sequence[Policy | EnsemblePolicy], rows: int) -> None:
-        members = [policy.members if isinstance(policy, EnsemblePolicy) else (policy,) for policy in policies]
-        networks = list({id(network): network for team in members for network in team}.values())
-        if len({(n.inputs, n.mapping, n.leverage) for n in networks}) > 1:
-            raise ValueError("policies of a stack need the same inputs, mapping and leverage")
-        self._policy = networks[0]
-        place: dict[tuple[int, int], int] = {}
-        asked: list[tuple[Policy, Tensor, slice]] = []
-        for network in networks:
-            wanted = [p * rows + i for p, team in enumerate(members) if network in team for i in range(rows)]
-            for part in (wanted[i : i + BLOCK] for i in range(0, len(wanted), BLOCK)):
-                asked.append((network, torch.tensor(part), slice(len(place), len(place) + len(part))))
-                place.update({(id(network), row): len(place) + i for i, row in enumerate(part)})
-        self._actions = torch.empty(len(place), 2, dtype=torch.float64)
-        self._passes = [
-            (network, network._block[: len(part)], part, self._actions[where]) for network, part, where in asked
-        ]
-        # Targets of all passes, then those of the ensembles; from there every row takes its own.
-        self._teams: list[tuple[int, Tensor]] = []
-        order, size = [], len(place)
-        for p, team in enumerate(members):
-            sources = [[place[id(network), p * rows + i] for i in range(rows)] for network in team]
-            if len(team) == 1:
-                order.extend(sources[0])
-            else:
-                self._teams.append((len(team), torch.tensor(sources).flatten()))
-                order.extend(range(size, size + rows))
-                size += rows
-        self._order = torch.tensor(order)
-
-    def decide(self, features: Tensor, account: Tensor) -> Tensor:
-        """Target weights [B, 2] float64 for B rows, policy by policy; see ``Policy.decide``."""
-        seen = torch.cat((features, account), dim=1)
-        if seen.shape[1] != self._policy.inputs or len(seen) != len(self._order):
-            wanted = f"[{len(self._order)}, {self._policy.inputs}]"
-            raise ValueError(f"the stack expects inputs {wanted}, got {list(seen.shape)}")
-        for network, block, rows, actions in self._passes:
-            torch.index_select(seen, 0, rows, out=block)
-            actions.copy_(network._run_block(len(block)))
-        targets = round_targets(target_weights(self._actions, self._policy.mapping, self._policy.leverage))
-        means = []
-        for count, sources in self._teams:
-            first, *others = targets.index_select(0, sources).view(count, -1, 2).unbind()
-            means.append(_mean(first, others))
-        return torch.cat((targets, *means)).index_select(0, self._order)
+def padded(rows: Tensor) -> Tensor:
+    """Rows [B, N] with the last one repeated up to whole blocks."""
+    return rows if len(rows) % BLOCK == 0 else torch.cat((rows, rows[-1:].expand(-len(rows) % BLOCK, -1)))
 
 
-def _mean(first: Tensor, others: Sequence[Tensor]) -> Tensor:
+def _blocks(rows: Tensor, weight: Tensor) -> Tensor:
+    """Rows [B, N] times a weight [1, N, M], block by block."""
+    return torch.bmm(rows.view(-1, BLOCK, rows.shape[1]), weight.expand(len(rows) // BLOCK, -1, -1)).flatten(0, 1)
+
+
+def mean_target(first: Tensor, others: Sequence[Tensor]) -> Tensor:
     """Mean of target weights, rounded; added one by one, so that the order of additions is always the same."""
     total = first
     for other in others:

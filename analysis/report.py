@@ -11,6 +11,7 @@ from analysis import sections
 from analysis.frames import frame_path, read_frame, write_text
 from analysis.page import page, text
 from analysis.tables import comparison_of, headline_window, part_of
+from analysis.timing import time_line, time_split
 from rayconf.errors import UserError
 
 _DAILY = ["window", "split", "scenario", "pair", "policy", "date", "net_return"]
@@ -78,6 +79,7 @@ def report_html(run: Path) -> str:
         '<p class="soft">The ensemble was declared the headline before the test span was read. Where an interval holds '
         "0, the data cannot tell the result from luck. Hover over a heading for its meaning.</p>",
         sections.looks(events),
+        f'<p class="soft">Training actors, {text(time_line(time_split(progress.to_pylist())))}.</p>',
     ]
     for pair in pairs:
         body += _pair_section(pair, summary, test, yardstick, progress, events, buckets)

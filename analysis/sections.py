@@ -246,7 +246,7 @@ def looks(events: Sequence[Mapping[str, Any]]) -> str:
         lines.append(table([header("when", kind="text"), header("pair"), header("by", kind="text")], body))
     trouble: dict[str, int] = {}
     for event in events:
-        if event["kind"] not in ("start", "plan", "look", "done"):
+        if event["kind"] not in ("start", "plan", "first_step", "look", "done"):
             trouble[event["kind"]] = trouble.get(event["kind"], 0) + 1
     if trouble:
         lines.append(f"<p>Along the way: {text(', '.join(f'{n} {kind}' for kind, n in sorted(trouble.items())))}.</p>")

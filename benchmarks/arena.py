@@ -1,6 +1,6 @@
 """What all arms of the throughput benchmark share: one market, one network, one set of hyperparameters, one probe."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,13 +65,14 @@ class Arena:
         return Network(pi, vf, nn.Parameter(torch.full((ACTION_DIM,), self.run.network.initial_log_std)))
 
 
-def arena(minibatch: int, batch: int = BATCH, num_envs: int = 512) -> Arena:
+def arena(minibatch: int, batch: int = BATCH, num_envs: int = 512, assignments: Sequence[str] = ()) -> Arena:
     """The smoke preset's size of market, plain; the product's network and PPO but a constant, larger learning rate.
 
     Args:
         minibatch: Samples per gradient step.
         batch: Samples per update.
         num_envs: Accounts of the tensor loops; peers have their own numbers.
+        assignments: Further settings of the run, each ``a.b=value``.
     """
     run = load_config(
         "smoke",
@@ -86,6 +87,7 @@ def arena(minibatch: int, batch: int = BATCH, num_envs: int = 512) -> Arena:
             "optimizer.weight_decay=0",
             "optimizer.schedule=constant",
             "optimizer.warmup_fraction=0",
+            *assignments,
         ],
     )
     return Arena(run, market_for({"run": run.model_dump(mode="json"), "pair": PAIR}))

@@ -23,16 +23,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from algos.bar_policy import decide_on
 from algos.config import PairPPOConfig
 from algos.markets import market_for
 from algos.policy import Policy
+from algos.stack import decide_on
 from envs.bars import sessions
 from envs.features import compute_features, lookback
 from envs.ledger import Terms
 from envs.market import PairMarket, Span
 from envs.optimum import BARS_PER_YEAR, Optimum, solve_optimum
-from envs.replay import Replay, replay
+from envs.replay import ByRow, Replay, replay
 from envs.synthetic import log_spread, synthetic_pair
 from rayconf import RunConfig, load_config
 from rayconf.keys import derive_key
@@ -160,11 +160,12 @@ def compare(
     record = replay(
         market,
         spans * len(policies),
-        decide,
+        ByRow(decide, market.features),
         Terms.from_costs(run.costs),
         run.env.lag,
         batch=pieces * len(policies),
         leverage=run.costs.leverage,
+        in_pieces=False,  # the optimal policy remembers its last decision
     )
     return {
         name: Replay(
@@ -216,9 +217,11 @@ def study(seed: int, cost_bps: float, steps: int, mapping: str, assignments: Seq
     learner, market, facts = train(run)
     fresh, spread = fresh_market(market, run, FRESH_SEED + seed)
     optimum = solve_optimum(run.synthetic, run.costs, run.env.lag)
+    stack = decide_on([learner], torch.tensor(fresh.features))
+    answer = stack.among(torch.arange(PIECES), range(len(fresh.features)))
     policies = {
         "optimum": optimal_policy(optimum, spread, PIECES),
-        "learner": decide_on([learner], torch.tensor(fresh.features)),
+        "learner": lambda bars, _features, account: answer(bars, account),
         "sign": sign_policy(spread, run.costs.leverage),
     }
     records = compare(policies, fresh, run)

@@ -56,12 +56,13 @@ class AccountView:
             self._marks.extend([mark.masked_fill(rows, 0.0) for mark in self._marks])
             self._peak = self._peak.masked_fill(rows, 0.0)
 
-    def after(self, fill: Fill, move: Tensor) -> Tensor:
+    def after(self, fill: Fill, move: Tensor, unit: float | Tensor = 1.0) -> Tensor:
         """View [B, A] before the next decision.
 
         Args:
             fill: The newest ledger step.
             move: [B, 2] simple return per leg from its fill to the close of the same bar.
+            unit: What 1 of the fill's dollars is worth, where the accounts are kept in units of their own equity.
         """
         marked = fill.marked_equity(move)
         weights = fill.weights
@@ -72,7 +73,7 @@ class AccountView:
         view = weights / self._leverage
         if not self._drawdown:
             return view
-        self._marks.append(marked.clamp(min=TINY).log())
+        self._marks.append((marked * unit).clamp(min=TINY).log())
         level = self._marks[0] if isinstance(self._lag, int) else self._per_row()
         self._peak = torch.maximum(self._peak, level)
         depth = (self._peak - level).clamp(max=DRAWDOWN_BOUND) / DRAWDOWN_BOUND

@@ -92,7 +92,7 @@ def training_terms(run: RunConfig) -> Terms:
 
 
 class BatchedPairTrading:
-    """N accounts, each at its own bar of the training span, with automatic resets.
+    """N accounts in units of their own equity, each at its own bar of the training span, with automatic resets.
 
     Args:
         market: The pair.
@@ -151,6 +151,7 @@ class BatchedPairTrading:
             self._ahead = _DrawsAhead(lambda: self._starts_drawn(self._generator), self._device)
         self._account = ledger.open_accounts(self.num_envs, self._dtype, self._device)
         self._fresh = self._account
+        self._equity = self._account.equity
         self._log_equity = torch.zeros(self.num_envs, dtype=self._dtype, device=self._device)
         self._log_peak, self._depth = self._log_equity, self._log_equity
         return self._observe(self._view.reset())
@@ -160,14 +161,18 @@ class BatchedPairTrading:
         k = self._bar + self._lag
         target = target_weights(action, self._mapping, self._leverage)
         returns, moves, years = self._bars.index_select(0, k).split_with_sizes((2, 2, 1), dim=1)
-        self._account, fill = ledger.step(self._account, target, returns, years.squeeze(1), self._terms)
+        after, fill = ledger.step(self._account, target, returns, years.squeeze(1), self._terms)
         log_growth = fill.log_growth
         reward = self._reward(log_growth, fill.turnover, self._deepen(log_growth), self.tail_quantile)
 
         self._bar, self._age = self._bar + 1, self._age + 1
-        terminated = self._account.ruined
+        view = self._view.after(fill, moves, self._equity)
+        self._account = ledger.rebased(after)
+        if self._drawdown:
+            self._equity = self._equity * after.equity
+        terminated = after.ruined
         truncated = ((self._age >= self._episode_bars) | (self._bar > self._last)) & ~terminated
-        observation = self._observe(self._view.after(fill, moves))
+        observation = self._observe(view)
         done = terminated | truncated
         final = None
         if self._ahead is not None:
@@ -235,14 +240,15 @@ class BatchedPairTrading:
     def _restart(self, done: Tensor, observation: Tensor, starts: Tensor) -> Tensor:
         account, fresh = self._account, self._fresh
         self._account = Account(
-            equity=torch.where(done, fresh.equity, account.equity),
+            equity=fresh.equity,
             holdings=account.holdings.masked_fill(done.unsqueeze(1), 0.0),
-            start=account.start,
+            start=torch.where(done, fresh.start, account.start),
             ruined=account.ruined & ~done,
         )
         self._bar = torch.where(done, starts, self._bar)
         self._age = self._age.masked_fill(done, 0)
         if self._drawdown:
+            self._equity = self._equity.masked_fill(done, 1.0)
             self._log_equity, self._log_peak, self._depth = (
                 level.masked_fill(done, 0.0) for level in (self._log_equity, self._log_peak, self._depth)
             )

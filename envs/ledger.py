@@ -129,6 +129,22 @@ def open_accounts(batch: int, dtype: torch.dtype = torch.float64, device: torch.
     )
 
 
+def rebased(account: Account) -> Account:
+    """The same accounts in units of their own equity, which becomes 1.
+
+    The ledger knows no scale: an account of twice the equity and holdings does the same in fractions of it. A
+    continuous account that is stepped in its own units is therefore the product of its growth ratios, and its
+    state is two numbers that do not remember how rich it was.
+    """
+    unit = account.equity.masked_fill(account.equity <= 0, 1.0)  # wiped out: nothing held, nothing to divide
+    return Account(
+        equity=torch.ones_like(unit),
+        holdings=account.holdings / unit.unsqueeze(1),
+        start=account.start / unit,
+        ruined=account.ruined,
+    )
+
+
 def step(account: Account, target: Tensor, returns: Tensor, dt: Tensor | float, terms: Terms) -> tuple[Account, Fill]:
     """Trade to the target, pay, and earn one bar.
 

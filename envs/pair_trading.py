@@ -55,6 +55,7 @@ class PairTradingEnv(gym.Env[np.ndarray, np.ndarray]):
         self._bar = int(self.np_random.integers(self._first, self._last + 1)) if self._training else self._first
         self._age = 0
         self._account = ledger.open_accounts(1)
+        self._equity = torch.ones(1, dtype=torch.float64)
         self._log_equity = self._log_peak = self._depth = 0.0
         self._seen = self._view.reset()
         return self._observation(), {"date": self._date(self._bar)}
@@ -69,19 +70,18 @@ class PairTradingEnv(gym.Env[np.ndarray, np.ndarray]):
         if not self._training:
             target = round_targets(target)
         k = self._bar + self._lag
-        self._account, fill = ledger.step(
-            self._account, target, self._returns[k : k + 1], self._years[k : k + 1], self._terms
-        )
+        after, fill = ledger.step(self._account, target, self._returns[k : k + 1], self._years[k : k + 1], self._terms)
         deepened = self._deepen(float(fill.log_growth))
         reward = float(self._reward(fill.log_growth, fill.turnover, deepened, self.tail_quantile))
-        self._seen = self._view.after(fill, self._moves[k : k + 1])
+        self._seen = self._view.after(fill, self._moves[k : k + 1], self._equity)
+        self._account, self._equity = ledger.rebased(after), self._equity * after.equity
         self._bar, self._age = self._bar + 1, self._age + 1
         terminated = bool(self._account.ruined)
         episode_over = self._training and self._age >= self._run.env.episode_bars
         truncated = not terminated and (episode_over or self._bar > self._last)
         info = {
             "date": self._date(k),
-            "equity": float(self._account.equity),
+            "equity": float(self._equity),
             "net_return": float(fill.net_return),
             "weights": fill.weights[0].numpy(),
             "turnover": float(fill.turnover),

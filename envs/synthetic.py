@@ -7,7 +7,6 @@ adds volatility regimes, fat tails and a slowly moving mean of the spread; no op
 
 import numpy as np
 from numpy.random import PCG64, Generator
-from scipy.signal import lfilter
 
 from envs.bars import Bars
 from rayconf.errors import UserError
@@ -104,6 +103,8 @@ def _reverting(
     fat: bool,
 ) -> np.ndarray:
     """An Ornstein-Uhlenbeck path at every open and close, [T, 2], stationary from the first bar."""
+    from scipy.signal import lfilter  # half a second that the actors, which are given their markets, save
+
     rng = _stream(config, pair, purpose)
     before = sd * rng.standard_normal()
     shocks = _shocks(rng, len(volatility), fat) * volatility[:, None]

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pbt.decisions import Values
+from pbt.search import Values
 from rayconf.errors import UserError
 
 SCHEMA = 1

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import ray
 import torch
 from ray import tune
 
-from algos.bar_policy import decide_on
 from algos.config import PairPPOConfig
 from algos.markets import provide
 from algos.pair_ppo import PairPPO
 from algos.policy import Policy
+from algos.stack import decide_on
 from analysis.metrics import session_returns, sharpe
 from envs.batched import uses_drawdown
 from envs.ledger import Terms
@@ -94,10 +95,13 @@ class PairMember(PairPPO):
         return super().reset_config(self._accept(new_config))
 
     def step(self) -> dict[str, Any]:
-        """Train, evaluate and save one generation."""
-        started = time.time()
+        """Train, evaluate and save one generation.
+
+        The seconds of a row add up to the time since this process's previous row, or since it was started.
+        """
         number = self._ticket["generation"] + 1
         self.reseed(training_key(self._run, self._pair, self._member, number))
+        started = time.time()
         iterations = [self._iterate(number, i) for i in range(self._run.pbt.interval)]
 
         clock = time.perf_counter()
@@ -113,11 +117,14 @@ class PairMember(PairPPO):
             train_sharpe=evaluation["train_sharpe"],
             evaluation_seconds=evaluated - clock,
             checkpoint_seconds=time.perf_counter() - evaluated,
+            wall_time=time.time(),
         )
-        if PairMember._idle_since is not None:
+        if PairMember._idle_since is None:
+            iterations[0]["startup_seconds"] = started - psutil.Process().create_time()
+        else:
             iterations[0]["switch_seconds"] = started - PairMember._idle_since
             iterations[0]["wait_seconds"] = self._wait_seconds
-        PairMember._idle_since = time.time()
+        PairMember._idle_since = last["wall_time"]
         return {"generation": number, "state": state, "iterations": iterations, **evaluation}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -149,6 +156,9 @@ class PairMember(PairPPO):
         metrics = self.last_iteration()
         iteration = (generation - 1) * self._run.pbt.interval + index + 1
         steps = metrics.pop("env_steps")
+        seconds = time.perf_counter() - started
+        # RLlib's own bookkeeping around a training step belongs to no other part.
+        metrics["learner_seconds"] = seconds - metrics["env_seconds"] - metrics["policy_seconds"]
         return {
             "pair": self._pair,
             "member": self._member,
@@ -157,7 +167,7 @@ class PairMember(PairPPO):
             "env_steps": int(steps) * iteration,
             **metrics,
             **{f"hp_{name}": value for name, value in self._ticket["hyperparameters"].items()},
-            "steps_per_second": steps / (time.perf_counter() - started),
+            "steps_per_second": steps / seconds,
             "wall_time": time.time(),
             "host": socket.gethostname(),
             "actor_pid": os.getpid(),

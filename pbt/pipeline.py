@@ -17,6 +17,7 @@ from analysis.frames import KEYS, append_jsonl, daily_schema, keep_last, read_js
 from analysis.report import write_report
 from analysis.summary import build_summary, write_summary
 from analysis.tables import BARS_TO_BEAT, comparison_of, print_final_table
+from analysis.timing import time_line, time_split
 from envs.market import PairMarket
 from pbt import fitness
 from pbt import population as populations_of
@@ -26,6 +27,7 @@ from pbt.progress import ProgressView
 from pbt.results import write_events, write_summary_json, write_training_frames
 from pbt.run_dir import RunDir
 from pbt.simulator import ENSEMBLE, Policies, backtest
+from pbt.startup import StartUp
 from pbt.store import StateStore
 from pbt.survivors import Survivor, export, load_survivors
 from pbt.tracking import Tracking
@@ -96,7 +98,7 @@ def execute(
     tracking = Tracking(run, directory)
     try:
         with ProgressView(run, populations, console) as view:
-            train(run, directory, references, populations, slots, [view, tracking])
+            train(run, directory, references, populations, slots, [StartUp(directory), view, tracking])
     finally:
         tracking.close()
     finish(run, directory, markets, references, {pair: p.committed for pair, p in populations.items()})
@@ -138,6 +140,7 @@ def finish(
     )
     write_report(directory.path)
     print_final_table(summary, daily)
+    print(time_line(time_split(read_jsonl(directory.progress_journal))))
     shutil.rmtree(directory.tune, ignore_errors=True)
 
 

@@ -2,21 +2,25 @@
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Mapping
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from analysis.timing import time_line, time_split
 from pbt.decisions import Decision
 from pbt.population import PairPopulation
 from rayconf.run_config import RunConfig
 
 REPAINTS_PER_SECOND = 4
+NAMED_PARTS = 4
+"""Parts of the time that one plain line has room for."""
 
 
 class ProgressView:
-    """Per pair: generation, best and median fitness, hyperparameters of the best; steps per second, time left."""
+    """Per pair: generation, best and median fitness, hyperparameters of the best; speed, time left, where time goes."""
 
     def __init__(self, run: RunConfig, populations: Mapping[str, PairPopulation], console: Console) -> None:
         self._run, self._populations, self._console = run, populations, console
@@ -26,6 +30,7 @@ class ProgressView:
         self._finished = 0
         self._failures = 0
         self._steps = 0
+        self._seconds: Counter[str] = Counter()
         self._began = time.monotonic()
         self._first: float | None = None
         self._live: Live | None = None
@@ -59,6 +64,7 @@ class ProgressView:
         rows = [row for row in population.journaled if row.get("fitness") is not None]
         best = max(rows, key=lambda row: (row["fitness"], row["member"]))
         values = {name: best[f"hp_{name}"] for name in self._run.search}
+        self._seconds.update(time_split(population.journaled))
         self._rows[population.pair] = (best["fitness"], statistics.median(r["fitness"] for r in rows), values)
 
     @property
@@ -77,7 +83,7 @@ class ProgressView:
         return (
             f"{population.pair}  generation {population.generation}/{self._run.pbt.generations}  "
             f"fitness best {best:+.2f} median {median:+.2f}  ({numbers})  "
-            f"{self._speed / 1e3:.0f}k steps/s  {self._left()} left"
+            f"{self._speed / 1e3:.0f}k steps/s  {self._left()} left  {time_line(self._seconds, NAMED_PARTS)}"
         )
 
     def _table(self) -> Table:
@@ -85,6 +91,8 @@ class ProgressView:
         table = Table(
             title=f"{self._run.name or ''}  {self._speed / 1e3:.0f}k steps/s  {self._left()} left{failures}",
             title_justify="left",
+            caption=time_line(self._seconds) if self._seconds else None,
+            caption_justify="left",
         )
         table.add_column("pair")
         for column in ("generation", "best fitness", "median"):

@@ -12,8 +12,8 @@ import pyarrow as pa
 import ray
 import torch
 
-from algos.bar_policy import decide_on
 from algos.policy import EnsemblePolicy, Policy
+from algos.stack import decide_on
 from analysis.frames import daily_schema, frame_block
 from analysis.summary import scenario_id
 from envs.batched import uses_drawdown

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.frames import read_jsonl
+from analysis.timing import time_line, time_split
 from pbt.manifest import Population
 from pbt.run_dir import RunDir
 from rayconf.errors import UserError
@@ -17,7 +18,7 @@ from rayconf.loading import build_config, load_file
 
 
 def status_table(directory: RunDir) -> Table:
-    """A row per pair: generations, best and median fitness of the last one, best of all, failures.
+    """A row per pair: generations, best and median fitness of the last one, best of all, failures; where time went.
 
     Raises:
         UserError: If no run lies there, or its state is damaged.
@@ -30,6 +31,8 @@ def status_table(directory: RunDir) -> Table:
     for column in ("pair", "generation", "best fitness", "median", "best of all", "retried", "lost"):
         table.add_column(column, justify="left" if column == "pair" else "right")
     progress = read_jsonl(directory.progress_journal)
+    if progress:
+        table.caption, table.caption_justify = time_line(time_split(progress)), "left"
     for pair in run.data.pairs:
         manifest = directory.manifest(pair)
         if not manifest.is_file():

@@ -94,16 +94,16 @@ def export(
 def schedule(lineage: Sequence[Mapping[str, Any]], pair: str, member: str, generation: int) -> list[Mapping[str, Any]]:
     """The lineage rows that made a snapshot, first to last.
 
-    Row g (0 .. generation - 1) names the member that trained generation g + 1, its hyperparameters, its key and the
-    state that it started from. Walks back from the snapshot: the start of a member's generation is the end of its
-    parent's.
+    The row of generation g names the member that trained generation g + 1, its hyperparameters, its key and the state
+    that it started from. Walks back from the snapshot: a member's generation starts where ``parent_member`` ended
+    ``parent_generation``, 0 being the untrained start.
     """
     rows = {(row["generation"], row["member"]): row for row in lineage if row["pair"] == pair}
     path = []
-    for before in range(generation - 1, -1, -1):
-        row = rows[before, member]
+    while generation:
+        row = rows[generation - 1, member]
         path.append(row)
-        member = row["parent_member"]
+        member, generation = row["parent_member"], row["parent_generation"]
     return path[::-1]
 
 

@@ -10,11 +10,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import linregress
 
-from benchmarks import optimality, throughput
+from benchmarks import optimality, population, scaling, throughput
 from benchmarks.arena import arena, copy_weights, probe
+from benchmarks.bend import growth
+from benchmarks.launches import population_speed
 from benchmarks.peers import GymnasiumVector
 from benchmarks.plain_loop import PlainLoop
+from benchmarks.scaling_worker import peak_mb, setting_of
+from rayconf.session import available_cpus
+from tests.pbt.conftest import TINY
+
+SETTINGS = [argument for text in TINY for argument in ("--set", text)]
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU_ONLY = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -95,6 +103,99 @@ def test_optimality_runs(ray_session: None, tmp_path: Path) -> None:
     assert list(table.index) == ["optimum", "learner", "sign"]
     assert table.share["optimum"] == 1
     assert (table.env_steps == 4096).all()
+
+
+def test_population_watches_a_run_from_outside(tmp_path: Path) -> None:
+    population.main(["--preset", "smoke", "--starts", "1", "--out", str(tmp_path), *SETTINGS])
+    table = pd.read_parquet(tmp_path / "population.parquet").set_index("figure")
+    found = table.value
+    assert found["members"] == 2 * 3
+    assert 0 < found["CPU of the slot actors / (cores x wall)"] <= 105  # clock ticks are 10 ms
+    assert found["timers / wall, least of the actors"] == pytest.approx(100, abs=3)
+    assert found["object store, set"] * 1e6 == 100 * 2**20
+    assert found["peak RSS, largest slot actor"] > 100
+    assert (found[[name for name in table.index if name.startswith(("switch", "time in", "command"))]] > 0).all()
+
+
+def test_growth_finds_a_planted_bend_and_its_slopes() -> None:
+    sizes = 2.0 ** np.arange(6, 18)
+    noise = np.exp(0.02 * np.random.default_rng(5).standard_normal(12))
+    values = 30 * np.where(sizes < 3000, sizes**0.8, 3000 * sizes**-0.2) * noise
+    found = growth(sizes[::-1], values[::-1])
+    assert found.bend == pytest.approx(3000, rel=0.15)
+    assert (found.before, found.after) == (pytest.approx(0.8, abs=0.03), pytest.approx(-0.2, abs=0.03))
+    assert found.slope == pytest.approx(linregress(np.log(sizes), np.log(values)).slope)
+    # too small a turn is none, however sharp
+    slight = growth(sizes, np.where(sizes < 3000, sizes**0.5, 3000**0.05 * sizes**0.45))
+    assert slight.p < 0.001
+    assert slight.bend is None
+    assert growth(sizes[:4], sizes[:4] ** 0.7).slope == pytest.approx(0.7)
+
+
+def test_growth_seldom_sees_a_bend_in_noise_around_a_line() -> None:
+    sizes, rng = 2.0 ** np.arange(6, 15), np.random.default_rng(6)
+    chances = np.array([growth(sizes, sizes**0.4 * np.exp(0.05 * rng.standard_normal(9))).p for _ in range(100)])
+    assert abs(np.mean(chances) - 0.5) < 0.1
+    assert np.mean(chances < 0.05) <= 0.11
+
+
+def test_population_speed_counts_the_steps_of_all_slots_while_all_are_warm() -> None:
+    rng = np.random.default_rng(7)
+    rows = []
+    for pid, began in ((1, 0.0), (2, 4.3)):
+        end = began
+        for i in range(20):
+            seconds = rng.uniform(0.2, 0.5)
+            end += seconds + rng.uniform(0, 0.3)
+            rows.append((pid, end, 2048.0 * (i + 1), i + 1, 2048 / seconds))
+    frame = pd.DataFrame(rows, columns=["actor_pid", "wall_time", "env_steps", "iteration", "steps_per_second"])
+    firsts = frame[frame.iteration == 1].wall_time
+    clock = np.linspace(firsts.max(), frame.wall_time.max(), 200_001)  # rate of every moment, by brute force
+    rate = sum(
+        row.steps_per_second * ((clock > row.wall_time - 2048 / row.steps_per_second) & (clock <= row.wall_time))
+        for row in frame.itertuples()
+    )
+    assert population_speed(frame) == pytest.approx(rate.mean(), rel=1e-3)
+
+
+def test_peak_memory_is_the_process_own() -> None:
+    """The peak stays after memory is given back; what the larger parent holds does not count."""
+    held = np.ones(50_000_000)
+    code = "block = b'x' * 200_000_000; del block; print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        peak = peak_mb(child.pid)
+        child.communicate(b"\n")
+    assert peak_mb() > held.nbytes / 1e6
+    assert 200 < peak < 300
+
+
+@pytest.mark.launch
+def test_scaling_measures_every_size_in_its_own_process(tmp_path: Path) -> None:
+    scaling.main(["--quick", "--axes", "features", "members", "--out", str(tmp_path)])
+    runs, curves = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("scaling", "scaling_growth"))
+    values = runs.set_index(["axis", "size", "series", "quantity"]).value.sort_index()
+    for size in scaling.QUICK_SIZES["features"]:
+        process = values["features", size, "process"]
+        assert process[scaling.MEMORY] > process["memory after imports, MB"] > 100
+        assert (values["features", size][["training", "rollouts"]] > 0).all()
+    for size in scaling.QUICK_SIZES["members"]:
+        assert values["members", size, "slots", "count"] in range(1, min(size, available_cpus()) + 1)
+        assert (values["members", size] > 0).all()
+    assert set(zip(curves.axis, curves.series, strict=True)) == {
+        *(("features", series) for series in ("training", "rollouts", "process")),
+        *(("members", series) for series in ("population", "driver", "slot")),
+    }
+    lines = ElementTree.parse(tmp_path / "scaling.svg").getroot().findall("{http://www.w3.org/2000/svg}polyline")
+    assert [len(line.get("points", "").split()) for line in lines] == [2] * len(curves)
+
+
+def test_scaling_widens_the_market_of_the_arena() -> None:
+    plain, wide = (setting_of(128, 1500, features) for features in (None, 200))
+    assert wide.observation_dim - plain.observation_dim == 200 - plain.market.features.shape[1]
+    assert wide.env(64, key=1).reset().shape == (64, wide.observation_dim)
+    assert len(wide.market.dates) == 1500
 
 
 def test_gpu_dry_run(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from analysis.frames import KEYS, schema_of
+from analysis.timing import first_gradient
 from envs.bars import load_bars
 from rayconf.sections import DataConfig
 from tests.conftest import ROOT
@@ -67,6 +68,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.stdout.strip().splitlines()[-1] == f"report {folder / 'tiny' / 'report.html'}"
     assert "ensemble" in done.stdout
     assert done.stdout.count("generation 2/2") == 2  # one plain line per pair and generation without a terminal
+    assert done.stdout.count("time: ") == 2 * 2 + 1  # with each of them, and at the end
     return folder / "tiny"
 
 
@@ -126,7 +128,12 @@ def test_lineage_accounts_for_every_member(undisturbed: Path) -> None:
 
 def test_the_test_span_is_read_once(undisturbed: Path) -> None:
     events = pd.read_parquet(undisturbed / "frames" / "events.parquet")
-    assert list(events.kind) == ["start", "plan", "plan", "look", "done"]
+    assert list(events.kind) == ["start", "plan", "plan", "first_step", "look", "done"]
+    seconds = [float(text) for text in re.findall(r"([\d.]+) s", events.detail[3])]
+    rows = pd.read_parquet(undisturbed / "frames" / "progress.parquet").to_dict("records")
+    # The command began before its first event; the first step came before the first barrier did.
+    assert 0 < seconds[0] <= seconds[1] < MINUTES
+    assert first_gradient(rows) - seconds[1] < events.wall_time[0] + 0.1
 
 
 def test_one_cpu_gives_the_same_bits(undisturbed: Path, tmp_path: Path) -> None:
@@ -378,6 +385,7 @@ def test_backtest_again_over_a_grid_and_status(undisturbed: Path, tmp_path: Path
     assert shown.returncode == 0
     assert "complete" in shown.stdout
     assert "SYNA/SYNB" in shown.stdout
+    assert "time: " in shown.stdout
 
 
 @pytest.mark.parametrize(

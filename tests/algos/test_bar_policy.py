@@ -1,6 +1,7 @@
 """Policies with a market encoder: equal to the actor, equal to the bit however they are asked, after saving too."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 from ray.rllib.core.columns import Columns
 from torch import Tensor
 
-from algos.bar_policy import BARS, BarPolicy, build_policy, decide_on
+from algos.bar_policy import BARS, BarPolicy, build_policy
 from algos.policy import EnsemblePolicy, Policy
+from algos.stack import decide_on
 from envs.mapping import target_weights
 from rayconf.loading import load_config
 from rayconf.run_config import RunConfig
@@ -38,34 +40,45 @@ def asked(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return bars, MARKET[bars].double(), 0.5 * torch.randn(count, ACCOUNT, generator=g, dtype=torch.float64)
 
 
+def decide(
+    policies: Sequence[Policy | EnsemblePolicy],
+    bars: Tensor,
+    account: Tensor,
+    market: Tensor = MARKET,
+    rows: int | None = None,
+) -> Tensor:
+    every = torch.arange(len(bars))
+    return decide_on(policies, market, rows).among(every, range(int(bars.min()), int(bars.max()) + 1))(bars, account)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_decides_the_actors_mean(kind: str) -> None:
     module = network(kind)
     module.attach(MARKET.double().numpy())
-    bars, seen, account = asked(150)
+    bars, _, account = asked(150)
     observation = torch.cat((bars.double().unsqueeze(1), account), dim=1)
     with torch.no_grad():
         mean = module.forward_inference({Columns.OBS: observation})[Columns.ACTION_DIST_INPUTS][:, :2]
     expected = target_weights(torch.tanh(mean), "direct", 1.5)
-    targets = decide_on([make(kind)], MARKET)(bars, seen, account)
+    targets = decide([make(kind)], bars, account)
     torch.testing.assert_close(targets, expected, rtol=0, atol=0.51e-4)
     assert len(targets.unique(dim=0)) > 100
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_neither_company_nor_later_bars_change_a_bit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("algos.policy.round_targets", lambda target: target.clone())
+    monkeypatch.setattr("algos.stack.round_targets", lambda target: target.clone())
     policy = make(kind)
-    bars, seen, account = asked(130)
-    whole = decide_on([policy], MARKET)(bars, seen, account)
+    bars, _, account = asked(130)
+    whole = decide([policy], bars, account)
     for count in (1, 2, 7, 63, 65, 129):
-        part = decide_on([policy], MARKET)(bars[-count:], seen[-count:], account[-count:])
+        part = decide([policy], bars[-count:], account[-count:])
         assert torch.equal(part, whole[-count:])
     middle = int(bars.median())
     shaken = MARKET.clone()
     shaken[middle + 1 :] += 2
     early = bars <= middle
-    moved = decide_on([policy], shaken)(bars, seen, account)
+    moved = decide([policy], bars, account, shaken)
     assert torch.equal(moved[early], whole[early])
     assert not torch.equal(moved, whole)
 
@@ -81,12 +94,12 @@ def test_many_policies_decide_what_each_decides_alone() -> None:
     a, b = make("conv"), make("transformer", key=2)
     team = EnsemblePolicy([a, plain, b])
     bars, seen, account = asked(12)
-    together = decide_on([team, a, plain], MARKET, rows=4)(bars, seen, account)
+    together = decide([team, a, plain], bars, account, rows=4)
     for i, policy in enumerate((team, a, plain)):
         own = slice(4 * i, 4 * i + 4)
-        assert torch.equal(together[own], decide_on([policy], MARKET)(bars[own], seen[own], account[own]))
-    members = torch.stack([decide_on([p], MARKET)(bars, seen, account) for p in (a, plain, b)])
-    torch.testing.assert_close(decide_on([team], MARKET)(bars, seen, account), members.mean(0), rtol=0, atol=0.51e-4)
+        assert torch.equal(together[own], decide([policy], bars[own], account[own]))
+    members = torch.stack([decide([p], bars, account) for p in (a, plain, b)])
+    torch.testing.assert_close(decide([team], bars, account), members.mean(0), rtol=0, atol=0.51e-4)
     with pytest.raises(ValueError, match="rows"):
         decide_on([a, b], MARKET)
     with pytest.raises(ValueError, match="decide_on"):
@@ -98,8 +111,9 @@ def test_saved_policy_decides_equally_to_the_bit(kind: str, tmp_path: Path) -> N
     policy = make(kind)
     policy.save(tmp_path)
     loaded = Policy.load(tmp_path)
-    question = asked(70)
-    assert torch.equal(decide_on([loaded], MARKET)(*question), decide_on([policy], MARKET)(*question))
+    bars, _, account = asked(70)
+    question = (bars, account)
+    assert torch.equal(decide([loaded], *question), decide([policy], *question))
     assert {f.name for f in tmp_path.iterdir()} == {"policy.safetensors", "policy.json"}
     about = json.loads((tmp_path / "policy.json").read_text())
     assert (about["account_columns"], about["feature_names"]) == (ACCOUNT, NAMES)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from algos.module import perceptron
-from algos.policy import EnsemblePolicy, Policy, PolicyStack
+from algos.policy import EnsemblePolicy, Policy
+from algos.stack import PolicyStack, decide_on
 
 FEATURES, ACCOUNT = 19, 2
 
@@ -60,8 +61,8 @@ def test_decision_is_the_networks_mean_action_mapped_and_rounded() -> None:
     policy = make(mapping="neutral")
     features, account = rows(9)
     x = torch.cat((features, account), dim=1)
-    for i, (weight, bias, _) in enumerate(policy._steps):
-        x = x @ weight + bias
+    for i, (weight, bias) in enumerate(policy._layers):
+        x = x @ weight.t() + bias
         x = torch.tanh(x) if i < 2 else x
     action = torch.tanh(x)
     tilt = 1.5 * (action[:, 0] - action[:, 1]) / 4
@@ -134,6 +135,13 @@ def apart(policies: Members, features: Tensor, account: Tensor) -> Tensor:
     )
 
 
+def together(policies: Members, features: Tensor, account: Tensor) -> Tensor:
+    """The policies as a stack over a market whose bars are the rows, each with its equal share of them."""
+    stack = PolicyStack(policies, features, len(features) // len(policies))
+    every = torch.arange(len(features))
+    return stack.among(every, range(len(features)))(every, account)
+
+
 @pytest.mark.parametrize("rounded", [True, False])
 @pytest.mark.parametrize("mapping", ["direct", "neutral"])
 @pytest.mark.parametrize(
@@ -144,49 +152,62 @@ def test_a_stack_decides_what_each_decides_alone_to_the_bit(
 ) -> None:
     """Without rounding as well, which could hide a difference of the networks."""
     if not rounded:
-        monkeypatch.setattr("algos.policy.round_targets", lambda target: target.clone())
+        for module in ("policy", "stack"):
+            monkeypatch.setattr(f"algos.{module}.round_targets", lambda target: target.clone())
     policies = teams(hidden, activation, mapping)
-    for each in (1, 2, 7, 8, 9, 15, 16, 17, 33, 64, 65, 150):  # 17 own rows are more than one block
-        stack = PolicyStack(policies, each)
+    for each in (1, 2, 7, 8, 9, 15, 16, 17, 33, 64, 65, 150, 400):  # 17 own rows are more than one block, 400 one pass
         for seed in range(3):
             features, account = rows(each * len(policies), seed)
             scale = 10.0 ** (seed - 1)
-            targets = stack.decide(scale * features, account)
+            targets = together(policies, scale * features, account)
             assert torch.equal(targets, apart(policies, scale * features, account))
     assert len(targets.unique(dim=0)) > 0.3 * len(targets)  # the larger inputs saturate some
 
 
+def test_any_rows_of_a_stack_at_any_bars_decide_as_alone() -> None:
+    policies = teams((32, 24), "tanh")
+    features, _ = rows(90)
+    stack, g = PolicyStack(policies, features, 5), torch.Generator().manual_seed(3)
+
+    @settings(max_examples=40, deadline=None)
+    @given(st.sets(st.integers(0, 29), min_size=1), st.integers(0, 40), st.integers(50, 90))
+    def check(chosen: set[int], first: int, stop: int) -> None:
+        who = torch.tensor(sorted(chosen))
+        at = torch.randint(first, stop, (len(who),), generator=g)
+        account = torch.randn(len(who), ACCOUNT, generator=g, dtype=torch.float64)
+        targets = stack.among(who, range(first, stop))(at, account)
+        for i, row in enumerate(who.tolist()):
+            alone = policies[row // 5].decide(features[at[i : i + 1]], account[i : i + 1])
+            assert torch.equal(targets[i : i + 1], alone)
+
+    check()
+
+
 def test_a_stack_runs_every_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
     passes = []
-    run = Policy._run_block
-    monkeypatch.setattr(Policy, "_run_block", lambda self, rows: (passes.append(id(self)), run(self, rows))[1])
+    run = Policy.actions
+    monkeypatch.setattr(Policy, "actions", lambda self, *rows: (passes.append(id(self)), run(self, *rows))[1])
     policies = teams((32, 24), "tanh")
-    PolicyStack(policies, 5).decide(*rows(5 * len(policies)))
+    together(policies, *rows(5 * len(policies)))
     assert len(passes) == len(set(passes)) == 4
 
 
-def test_a_stack_remembers_nothing_and_counts_its_rows() -> None:
-    policies = teams((32, 24), "tanh")
-    stack = PolicyStack(policies, 2)
-    features, account = rows(12)
-    first = stack.decide(features, account)
-    kept = first.clone()
-    stack.decide(*rows(12, seed=5))
-    assert torch.equal(first, kept)
-    assert torch.equal(stack.decide(features, account), kept)
-    assert not torch.equal(stack.decide(features.flip(0), account.flip(0)), kept)
-    with pytest.raises(ValueError, match=r"\[12, 21\]"):
-        stack.decide(features[:6], account[:6])
+def test_a_stack_of_policies_that_do_not_fit_is_refused() -> None:
+    features, _ = rows(12)
     with pytest.raises(ValueError, match="mapping"):
-        PolicyStack([make(), make(mapping="neutral")], 1)
+        PolicyStack([make(), make(mapping="neutral")], features, 1)
+    with pytest.raises(ValueError, match="expect 19 features, the market has 18"):
+        PolicyStack([make()], features[:, 1:], 1)
+    with pytest.raises(ValueError, match="number of rows"):
+        decide_on([make(), make(1)], features)
 
 
 def test_an_ensemble_of_a_stack_weighs_every_member(monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken on purpose: a mean that forgets its last member is not what the ensemble decides."""
     policies = teams((32, 24), "tanh")
     features, account = rows(24)
-    whole = PolicyStack(policies, 4).decide(features, account)
+    whole = together(policies, features, account)
     expected = torch.stack([p.decide(features[:4], account[:4]) for p in policies[0].members]).mean(0)  # type: ignore[union-attr]
     torch.testing.assert_close(whole[:4], expected, rtol=0, atol=0.51e-4)
-    monkeypatch.setattr("algos.policy._mean", lambda first, others: first if not others else (first + others[0]) / 2)
-    assert not torch.allclose(PolicyStack(policies, 4).decide(features, account)[:4], expected, rtol=0, atol=0.51e-4)
+    monkeypatch.setattr("algos.stack.mean_target", lambda first, others: (first + others[0]) / 2)
+    assert not torch.allclose(together(policies, features, account)[:4], expected, rtol=0, atol=0.51e-4)

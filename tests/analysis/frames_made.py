@@ -111,6 +111,8 @@ def make_run(folder: Path, pairs: tuple[str, ...] = ("AAA/BBB", "CCC/DDD"), note
             "fitness_se": 0.3 if iteration % 2 else None,
             "hp_learning_rate": 10 ** rng.uniform(-5, -3),
             "hp_risk_penalty": 1.0,
+            "learner_seconds": 0.75,
+            "env_seconds": 0.25,
             "wall_time": 1.7e9 + iteration,
         }
         for pair in pairs

@@ -32,7 +32,7 @@ CONTRACT = {
     "progress": """run arm window pair member generation iteration env_steps fitness fitness_se fitness_smoothed
         val_sharpe train_sharpe reward_mean policy_loss value_loss entropy kl clip_fraction explained_variance grad_norm
         lr_first_step hp_x hp_y env_seconds policy_seconds learner_seconds evaluation_seconds checkpoint_seconds
-        switch_seconds wait_seconds steps_per_second wall_time host actor_pid attempt""",
+        switch_seconds wait_seconds startup_seconds steps_per_second wall_time host actor_pid attempt""",
     "lineage": """run arm window pair generation member operation parent_member parent_generation copied fitness
         fitness_se parent_fitness gap gap_se hp_x hp_y old_hp_x old_hp_y key state""",
     "validation": "window pair member generation date net_return",

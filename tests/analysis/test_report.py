@@ -104,6 +104,7 @@ def test_it_says_what_an_honest_report_must(run: Path, page: str) -> None:
         assert name in page
     rate = read_frame(frame_path(run, "progress"), pair="AAA/BBB", member="m01", generation=1).to_pylist()[-1]
     assert f"<td>{rate['hp_learning_rate']:.3g}</td>" in page
+    assert "time: learner 75 %  env 25 %" in page
 
 
 def test_more_looks_are_counted(run: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from envs.batched import BatchedPairTrading
 from envs.ledger import Terms
 from envs.mapping import round_targets, target_weights
 from envs.pair_trading import PairTradingEnv
-from envs.replay import replay
+from envs.replay import ByRow, replay
 from rayconf.run_config import RunConfig
 from tests.envs.conftest import LEVERAGE, make_market, make_run, reading_policy
 
@@ -50,8 +50,8 @@ def drive(run: RunConfig, act: Callable[[torch.Tensor, torch.Tensor], torch.Tens
         return round_targets(target_weights(act(features, account), run.env.mapping, LEVERAGE))
 
     record = replay(
-        market, span, decide, Terms.from_costs(run.costs), run.env.lag, batch=1, leverage=LEVERAGE,
-        drawdown=run.env.risk_measure == "drawdown",
+        market, span, ByRow(decide, market.features), Terms.from_costs(run.costs), run.env.lag,
+        batch=1, leverage=LEVERAGE, drawdown=run.env.risk_measure == "drawdown",
     )  # fmt: skip
     seen, info = env.reset()
     assert info["date"] == str(market.dates[span.start - run.env.lag])
@@ -111,7 +111,8 @@ def test_a_broken_environment_is_caught(mutant: Callable[[PairTradingEnv], None]
 
 
 def test_a_second_ledger_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pair_trading, "ledger", SimpleNamespace(step=_other_ledger, open_accounts=ledger.open_accounts))
+    parts = {name: getattr(ledger, name) for name in ("open_accounts", "rebased")}
+    monkeypatch.setattr(pair_trading, "ledger", SimpleNamespace(step=_other_ledger, **parts))
     with pytest.raises(AssertionError):
         drive(make_run(), reading_policy, lambda env: None)
 

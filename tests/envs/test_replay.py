@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from envs.bars import Bars
 from envs.ledger import Terms
 from envs.mapping import round_targets
 from envs.market import PairMarket, Span, build_market
-from envs.replay import Replay, replay
+from envs.replay import ByRow, Replay, replay
 from rayconf.run_config import RunConfig
 from tests.envs.conftest import LEVERAGE, SlowAccount, make_bars, make_market, make_run, reading_policy, weekday_dates
 
@@ -27,6 +29,10 @@ def f64(values: list[float]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def always(a: float, b: float, market: PairMarket) -> ByRow:
+    return ByRow(lambda bars, features, account: f64([a, b]).expand(len(bars), 2), market.features)
+
+
 @pytest.mark.parametrize("crashes", [0.0, 0.05])
 @pytest.mark.parametrize("lag", [1, 2, 3])
 def test_equals_a_slow_account(lag: int, crashes: float) -> None:
@@ -39,7 +45,9 @@ def test_equals_a_slow_account(lag: int, crashes: float) -> None:
         target = decide(bars, features, account)
         return 0.3 * target + 1.0 if crashes else target  # long enough for a crash to ruin it
 
-    record = replay(market, span, recorded, REAL, lag, batch=1, leverage=LEVERAGE, drawdown=True)
+    record = replay(
+        market, span, ByRow(recorded, market.features), REAL, lag, batch=1, leverage=LEVERAGE, drawdown=True
+    )  # fmt: skip
     assert record.fill_bar[:, 0].tolist() == list(range(span.start, span.stop - 1))
     assert (record.fill_bar - record.decision_bar == lag).all()
     slow = SlowAccount(market, REAL, lag, span.start - lag)
@@ -64,15 +72,16 @@ def test_rows_equal_replays_of_one_to_the_bit() -> None:
     costs = f64([i * 1e-4 for i in range(b)])
     leverage = f64([1.5, 1.0, 0.7] * 4 + [1.5])
     spans = [Span(50 + 7 * i, 50 + 7 * i + 120) for i in range(b)]
+    who = ByRow(decide, market.features)
     for drawdown in (False, True):
         terms = replace(REAL, cost=costs, leverage=leverage, borrow_rate=100 * costs, short_rate=30 * costs)
-        whole = replay(market, spans, decide, terms, lags, batch=b, leverage=LEVERAGE, drawdown=drawdown)
+        whole = replay(market, spans, who, terms, lags, batch=b, leverage=LEVERAGE, drawdown=drawdown)
         for i in range(b):
             cost, limit = float(costs[i]), float(leverage[i])
             rates = (float((100 * costs)[i]), float((30 * costs)[i]))
             terms = replace(REAL, cost=cost, leverage=limit, borrow_rate=rates[0], short_rate=rates[1])
             one = replay(
-                market, spans[i], decide, terms, int(lags[i]), batch=1, leverage=LEVERAGE, drawdown=drawdown
+                market, spans[i], who, terms, int(lags[i]), batch=1, leverage=LEVERAGE, drawdown=drawdown
             )  # fmt: skip
             for column in (*COLUMNS, "fill_bar", "decision_bar"):
                 np.testing.assert_array_equal(getattr(whole, column)[:, i], getattr(one, column)[:, 0], err_msg=column)
@@ -82,14 +91,12 @@ def test_rows_equal_replays_of_one_to_the_bit() -> None:
 
 def test_dearer_rows_end_lower_and_ruin_is_final() -> None:
     market = make_market(seed=5, crashes=0.05)
-    fixed = f64([[0.9, -0.3]] * 3)  # type: ignore[list-item]
     calm = replay(
-        make_market(seed=5), Span(50, 150), lambda t, f, a: fixed, replace(REAL, cost=f64([0.0, 1e-3, 1e-2])), 1,
+        make_market(seed=5), Span(50, 150), always(0.9, -0.3, market), replace(REAL, cost=f64([0.0, 1e-3, 1e-2])), 1,
         batch=3, leverage=LEVERAGE,
     )  # fmt: skip
     assert (np.diff(calm.equity[-1]) < 0).all()
-    long = f64([[0.75, 0.75]])  # type: ignore[list-item]
-    record = replay(market, market.splits["test"], lambda t, f, a: long, REAL, 1, batch=1, leverage=LEVERAGE)
+    record = replay(market, market.splits["test"], always(0.75, 0.75, market), REAL, 1, batch=1, leverage=LEVERAGE)
     dead = np.flatnonzero(record.equity[:, 0] <= 0.05)
     assert dead.size
     after = slice(dead[0] + 1, None)
@@ -98,9 +105,67 @@ def test_dearer_rows_end_lower_and_ruin_is_final() -> None:
     assert (record.equity[after] == record.equity[dead[0]]).all()
 
 
+# --- pieces walked side by side are the chain ---------------------------------------------------------------------
+
+
+def holding(bars: torch.Tensor, features: torch.Tensor, account: torch.Tensor) -> torch.Tensor:
+    """Keeps what it holds until the first feature is far out, so that an account remembers its start for long."""
+    fresh = round_targets(LEVERAGE * torch.tanh(features[:, :2]))
+    far = (features[:, :1].abs() > 2).expand(-1, 2)
+    return torch.where(far, fresh, round_targets(LEVERAGE * account[:, :2]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6), lag=st.sampled_from([1, 2, 3]), rows=st.integers(1, 4),
+    crashes=st.sampled_from([0, 0.003, 0.02]),
+    act=st.sampled_from([decide, holding]), longest=st.sampled_from([97, 1 << 15]),
+    gross=st.booleans(),
+)  # fmt: skip
+def test_pieces_equal_the_chain_to_the_bit(
+    seed: int, lag: int, rows: int, crashes: float, act: Callable[..., torch.Tensor], longest: int, gross: bool
+) -> None:
+    """Also with a policy that remembers, accounts that are ruined, recorded rows, and spans prepared in sections."""
+    market = make_market(700, seed=seed, crashes=crashes)
+    costs = f64([1e-3 * i for i in range(rows + 1)])
+    terms = replace(REAL, cost=costs, gross_financing=gross)
+    table = torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (700, 2)))
+    lags = torch.tensor([lag + i % 2 for i in range(rows + 1)])
+    asked = {"batch": rows + 1, "leverage": LEVERAGE, "recorded": [table]}
+    span = market.splits["train"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("envs.walker.LONGEST", longest)
+        pieces = replay(market, span, ByRow(act, market.features), terms, lags, **asked)  # type: ignore[arg-type]
+    chain = replay(market, span, ByRow(act, market.features), terms, lags, **asked, in_pieces=False)  # type: ignore[arg-type]
+    for column in (*COLUMNS, "fill_bar", "decision_bar"):
+        np.testing.assert_array_equal(getattr(pieces, column), getattr(chain, column), err_msg=column)
+    assert np.abs(chain.weight).max() > 0
+
+
+def test_a_policy_that_is_not_a_number_ends() -> None:
+    market = make_market(300, seed=3)
+    span = market.splits["test"]
+    nothing = always(float("nan"), 0.0, market)
+    records = [replay(market, span, nothing, REAL, 1, batch=1, leverage=LEVERAGE, in_pieces=p) for p in (True, False)]
+    np.testing.assert_array_equal(records[0].equity, records[1].equity)
+    assert np.isnan(records[0].equity).all()
+
+
+def test_pieces_that_keep_their_guess_are_not_the_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken on purpose: without the second walk every piece starts from cash, and the record shows it."""
+    market = make_market(700, seed=3)
+    who = ByRow(holding, market.features)
+    chain = replay(market, market.splits["train"], who, REAL, 1, batch=1, leverage=LEVERAGE, in_pieces=False)
+    pieces = replay(market, market.splits["train"], who, REAL, 1, batch=1, leverage=LEVERAGE)
+    np.testing.assert_array_equal(pieces.equity, chain.equity)
+    monkeypatch.setattr("envs.walker.different", lambda new, old: torch.zeros(len(new), dtype=torch.bool))
+    guessed = replay(market, market.splits["train"], who, REAL, 1, batch=1, leverage=LEVERAGE)
+    assert (guessed.equity != chain.equity).any()
+
+
 def test_spans_of_different_length_are_refused() -> None:
     with pytest.raises(ValueError, match="same length"):
-        replay(make_market(), [Span(50, 90), Span(50, 91)], decide, REAL, 1, batch=2, leverage=LEVERAGE)
+        replay(make_market(), [Span(50, 90), Span(50, 91)], None, REAL, 1, batch=2, leverage=LEVERAGE)
 
 
 # --- nothing is known before its time: prices of a real build are changed from one moment on ----------------------
@@ -142,8 +207,8 @@ def trade(run: RunConfig, change: Change, plant: Plant) -> tuple[np.ndarray, Rep
 
     drawdown = run.env.risk_measure == "drawdown"
     record = replay(
-        market, market.splits["test"], recorded, Terms.from_costs(run.costs), run.env.lag,
-        batch=1, leverage=LEVERAGE, drawdown=drawdown,
+        market, market.splits["test"], ByRow(recorded, market.features), Terms.from_costs(run.costs), run.env.lag,
+        batch=1, leverage=LEVERAGE, drawdown=drawdown, in_pieces=False,
     )  # fmt: skip
     return np.stack(seen), record
 

@@ -4,8 +4,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from pbt.decisions import Decision, Standing, decide, draw, explore, initial_values
+from pbt.decisions import Decision, Standing, decide
 from pbt.fitness import BROKEN, Gap
+from pbt.search import draw, explore, initial_values
 from rayconf import load_config
 from rayconf.sections import Range
 

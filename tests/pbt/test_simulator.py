@@ -20,7 +20,7 @@ from envs.account_view import AccountView
 from envs.ledger import Terms
 from envs.market import PairMarket
 from envs.pair_trading import PairTradingEnv
-from envs.replay import Replay, replay
+from envs.replay import ByRow, Replay, replay
 from pbt import simulator as backtest_module
 from pbt.simulator import Policies, Prepared, Scenario, backtest, prepare, scenarios, simulate
 from rayconf import RunConfig
@@ -169,11 +169,12 @@ def replayed(case: Case, decide: Callable[[Tensor, Tensor, Tensor], Tensor], sce
     return replay(
         case.market,
         case.market.splits["test"],
-        decide,
+        ByRow(decide, case.market.features),
         Terms.from_costs(case.run.costs, scenario.cost_bps),
         scenario.lag,
         batch=1,
         leverage=case.run.costs.leverage,
+        in_pieces=False,
     )
 
 

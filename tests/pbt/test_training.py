@@ -15,6 +15,7 @@ from ray.tune.utils.object_cache import _ObjectCache
 from algos.config import PairPPOConfig
 from algos.pair_ppo import PairPPO
 from analysis.frames import read_jsonl
+from analysis.timing import actor_times
 from envs.market import PairMarket
 from pbt.decisions import Decision
 from pbt.manifest import Population
@@ -101,6 +102,20 @@ def test_never_more_processes_than_slots(undisturbed: tuple[RunDir, dict[str, Po
     assert len(progress) == 2 * 3 * 2
     # So short a run may be over before the second process is up; a third one would be a restarted slot.
     assert len({row["actor_pid"] for row in progress}) <= 2
+
+
+def test_an_actors_columns_fill_its_time(undisturbed: tuple[RunDir, dict[str, Population]]) -> None:
+    """Each row accounts for the time since the row before: a part that no column holds would be missing here."""
+    progress = read_jsonl(undisturbed[0].progress_journal)
+    actors = actor_times(progress)
+    assert len(actors) == len([row for row in progress if row.get("startup_seconds")])
+    for actor in actors:
+        assert actor.seconds == pytest.approx(actor.ended - actor.began, rel=0.03)
+        own = [row for row in progress if row["actor_pid"] == actor.pid]
+        first, *others = sorted(own, key=lambda row: row["wall_time"])
+        assert first["startup_seconds"] > 0
+        assert "switch_seconds" not in first
+        assert all(0 <= row["wait_seconds"] <= row["switch_seconds"] for row in others)  # one row per generation
 
 
 def test_a_survivors_policy_is_the_members_own(

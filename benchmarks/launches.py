@@ -1,0 +1,85 @@
+"""Whole runs through the command, measured from outside: steps per second of all slots, and peak memory."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import psutil
+
+from benchmarks.scaling_worker import peak_mb
+from rayconf.origins import HOME
+
+POLL_SECONDS = 0.5
+NAME = "measured"
+
+
+def measure_launch(assignments: Sequence[str]) -> dict[str, float]:
+    """Run the preset ``smoke`` with these settings to its report, in a folder that is deleted afterwards.
+
+    Returns:
+        ``population``, steps per second of all slots together; ``driver_mb`` and ``slot_mb``, the peak resident
+        memory of the driver and of the largest slot, pages shared with others counted; ``slots``.
+
+    Raises:
+        RuntimeError: The run failed, with its last line.
+    """
+    with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
+        command = [sys.executable, "-m", "pbt.launch", "--preset", "smoke", "--run-dir", folder, "--name", NAME]
+        command += [part for setting in assignments for part in ("--set", setting)]
+        log = Path(folder) / "output.txt"
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, cwd=HOME, stdout=output, stderr=subprocess.STDOUT)
+            try:
+                peaks = watch(process)
+            finally:
+                process.terminate()  # the command ends its Ray; without effect once it has finished
+                process.wait()
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {log.read_text(errors='replace').strip().splitlines()[-1:]}")
+        updates = pd.read_parquet(Path(folder) / NAME / "frames" / "progress.parquet")
+    slots = updates.actor_pid.unique()
+    return {
+        "population": population_speed(updates),
+        "driver_mb": peaks[process.pid],
+        "slot_mb": max(peaks[int(pid)] for pid in slots),
+        "slots": len(slots),
+    }
+
+
+def watch(process: subprocess.Popen[bytes]) -> dict[int, float]:
+    """Peak resident memory in MB of a process and all its descendants, by process id, until it ends."""
+    peaks: dict[int, float] = {}
+    root = psutil.Process(process.pid)
+    while process.poll() is None:
+        try:
+            pids = [root.pid, *(child.pid for child in root.children(recursive=True))]
+        except psutil.NoSuchProcess:
+            break
+        for pid in pids:
+            try:
+                peaks[pid] = max(peaks.get(pid, 0.0), peak_mb(pid))
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended meanwhile
+        time.sleep(POLL_SECONDS)
+    return peaks
+
+
+def population_speed(updates: pd.DataFrame) -> float:
+    """Steps per second of all slots together, from when each has made its first update to the end of the last.
+
+    Start-up is left out; evaluation, barriers, exploits and idle slots count. An update under way at the beginning
+    counts by the share of its time that lies after it.
+
+    Args:
+        updates: The frame ``progress`` of a run.
+    """
+    steps = updates.env_steps / updates.iteration
+    end = updates.wall_time
+    seconds = steps / updates.steps_per_second
+    since, until = end.groupby(updates.actor_pid).min().max(), end.max()
+    inside = ((end - since) / seconds).clip(0, 1)
+    return float((steps * inside).sum() / (until - since))
