@@ -11,10 +11,10 @@ CACHES := build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesi
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test lint format bench bench-gpu clean
 
 help:  ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 setup: $(STAMP)  ## Create .venv with the pinned versions (a minute or two)
 
@@ -39,6 +39,10 @@ format: $(STAMP)  ## Mend what can be mended by machine
 bench: export OMP_NUM_THREADS := 1
 bench: $(BENCH_STAMP)  ## Run every benchmark (minutes each)
 	@for name in throughput encoders optimality; do echo "== $$name"; $(BENCH_PY) -m benchmarks.$$name || exit 1; done
+
+bench-gpu: export OMP_NUM_THREADS := 1
+bench-gpu: $(STAMP)  ## Measure members that share a GPU (ARGS=--dry-run: try the code on CPU)
+	@$(PY) -m benchmarks.gpu --compiled $(ARGS)
 
 clean:  ## Remove build products and caches; .venv and runs stay
 	@rm -rf $(CACHES)

@@ -7,6 +7,7 @@ perceptron with the account entering at the last hidden layer instead of the fir
 parameters where the two are equally wide.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,22 @@ LARGEST_BAR = 1 << 24
 """Bar numbers travel in float32 observations, exact below this."""
 SECTION = 4096
 """Distinct bars per pass where no gradient is needed; bounds the memory of long markets."""
+BAR_PLAN = "bar_plan"
+"""Key of a minibatch under which the Learner leaves what ``plan_bars`` returned."""
+
+
+def plan_bars(bars: Tensor, window: int) -> tuple[Tensor, ...]:
+    """What a forward pass would have to ask an accelerator about the bars of its samples.
+
+    Args:
+        bars: [B] int64, on the CPU, neighbours of the same bar together.
+        window: Bars that an embedding reads.
+
+    Returns:
+        [D] distinct bars, [B] each sample's place among them, and ``strip_rows`` of the distinct bars.
+    """
+    distinct, place = torch.unique_consecutive(bars, return_inverse=True)
+    return distinct, place, *strip_rows(distinct, window)
 
 
 class Branch(nn.Module):
@@ -129,33 +146,37 @@ class BarActorCritic(ActorCritic):
             outer |= {"pi.trunk.0.weight", "vf.trunk.0.weight"}
         return [name for name, p in self.named_parameters() if p.ndim == 2 and name not in outer and "bias" not in name]
 
-    def embed(self, bars: Tensor) -> tuple[Tensor, Tensor]:
-        """The actor's and the critic's embeddings [D, W] of bars [D]."""
+    def embed(self, bars: Tensor, strip: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """The actor's and the critic's embeddings [D, W] of bars [D]; ``strip`` as ``strip_rows`` returns it."""
         if not len(self.market):
             raise RuntimeError("attach() the market's features before the network is asked about bars")
         window = self.encoder.window
-        rows, place = strip_rows(bars, window)
-        strip = self.market.index_select(0, rows + (window - 1))
-        own = self.encoder(strip)
+        rows, place = strip or strip_rows(bars, window)
+        features = self.market.index_select(0, rows + (window - 1))
+        own = self.encoder(features)
         if self.sharing == "separate":
-            other = self.critic_encoder(strip)
+            other = self.critic_encoder(features)
         else:
             other = own.detach() if self.sharing == "detached" else own
         if window == 1:
             return own, other
         return own.index_select(0, place), other.index_select(0, place)
 
-    def sums(self, bars: Tensor) -> tuple[Tensor, Tensor]:
-        """Market shares [D, H] of the last hidden layers' sums of actor and critic for bars [D]."""
-        own, other = self.embed(bars)
+    def sums(self, bars: Tensor, strip: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Market shares [D, H] of the last hidden layers' sums of actor and critic for bars [D]; see ``embed``."""
+        own, other = self.embed(bars, strip)
         return self.pi.trunk(own), self.vf.trunk(other)
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         observation = batch[Columns.OBS]
-        # Neighbours of the same bar share its evaluation; the Learner orders its minibatches so that they meet.
-        distinct, place = torch.unique_consecutive(observation[:, 0], return_inverse=True)
         account = observation[:, 1:]
-        own, other = self.sums(distinct.long())
+        # Neighbours of the same bar share its evaluation; the Learner orders its minibatches so that they meet.
+        if BAR_PLAN in batch:
+            distinct, place, *strip = batch[BAR_PLAN]
+            own, other = self.sums(distinct, strip)
+        else:
+            distinct, place = torch.unique_consecutive(observation[:, 0], return_inverse=True)
+            own, other = self.sums(distinct.long())
         loc = self.pi.head(own.index_select(0, place), account)
         logits = torch.cat((loc, self.log_std.expand_as(loc)), dim=-1)
         return {Columns.ACTION_DIST_INPUTS: logits, Columns.EMBEDDINGS: (other, place)}

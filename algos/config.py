@@ -158,7 +158,9 @@ class PairPPOConfig(PPOConfig):
             torch_threads=run.resources.torch_threads,
             slab_bars=_slab_bars(run),
         )
-        return self.learners(num_gpus_per_learner=run.resources.gpus_per_member)
+        share = run.resources.gpus_per_member  # of this process's GPU, the one that Ray shows it
+        self.runner_device = "cuda" if share else "cpu"
+        return self.learners(num_gpus_per_learner=share)
 
     def training(
         self,
@@ -240,6 +242,10 @@ class PairPPOConfig(PPOConfig):
             raise UserError(f"optimizer_kind: {self.optimizer_kind!r} must be adamw or muon_mix")
         if self.lr_schedule_kind not in ("cosine", "constant"):
             raise UserError(f"lr_schedule_kind: {self.lr_schedule_kind!r} must be cosine or constant")
+        if self.runner_device != "cpu" and self.num_env_runners > 0 and self.num_gpus_per_env_runner == 0:
+            raise UserError(
+                f"runner_device: {self.runner_device!r} for remote runners needs num_gpus_per_env_runner; or use 'cpu'"
+            )
         network = self.env_config["run"]["network"]
         shallow = len(network["hidden"]) < 2 and network["encoder"] in ("mlp", "factored")
         if self.optimizer_kind == "muon_mix" and shallow:

@@ -25,11 +25,13 @@ from ray.rllib.utils.metrics import (
 from torch import Tensor
 
 from algos.bar_network import BarActorCritic
+from algos.episode_ends import EndsKept, EndsPicked
 from algos.gae import gae, next_values
 from algos.markets import market_for, run_of
 from algos.module import ActorCritic
 from envs.account_view import account_size
 from envs.batched import BatchedPairTrading, observation_dim, uses_drawdown
+from rayconf.errors import UserError
 from rayconf.keys import torch_seed
 
 TAIL_QUANTILE = "tail_quantile"
@@ -45,6 +47,10 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
     Nothing runs per account: a step is one call of the actor and one of the environment. The critic is called
     once per rollout. Advantages are computed here, on [T, N], where time is still an axis.
 
+    On an accelerator no step waits for the device (``branchless``): what depends on which accounts have finished is
+    kept for all of them and picked out once per rollout. The seconds of environment and policy are then those of
+    their launch.
+
     The state beyond the weights is the running tail quantile of the CVaR term; episodes and random streams
     are not state, they start anew from a key (``reseed``).
     """
@@ -56,7 +62,8 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         self.num_envs = self.config.num_envs_per_env_runner
         self.env: BatchedPairTrading | None = None
         self.module: ActorCritic | None = None
-        self._device = torch.device(self.config.runner_device)
+        self._device = _usable(self.config.runner_device)
+        self.branchless = self._device.type != "cpu"
         self._starts = torch.Generator()  # the environment draws its episodes on the CPU, wherever it runs
         self._noise = torch.Generator(self._device)
         self._observation: Tensor | None = None
@@ -77,6 +84,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             generator=self._starts,
             device=self._device,
             numbered=run_of(env_config).network.encoder != "mlp",
+            branchless=self.branchless,
         )
         self._observation = None
 
@@ -175,15 +183,14 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         latent, reward, growth = torch.empty_like(loc), torch.empty(steps, n, device=device), []
         terminated = torch.zeros(steps, n, dtype=torch.bool, device=device)
         truncated = torch.zeros_like(terminated)
-        finals: list[tuple[Tensor, Tensor]] = []
-        episodes: list[Tensor] = []
+        ends = EndsKept(observation) if self.branchless else EndsPicked(n)
         env_seconds = 0.0
         actor: Network = module.pi
         critic: Network = module.vf
         table = None
         if isinstance(module, BarActorCritic):  # the weights stay as they are, so each bar is evaluated once
             table = module.table()
-            table.evaluate(env.upcoming(steps))
+            table.evaluate(env.observable() if self.branchless else env.upcoming(steps))
             actor, critic = table.means, table.values
         for t in range(steps):
             observation[t] = current
@@ -199,13 +206,11 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             self._length += 1
             if step.final_observation is not None:
                 terminated[t], truncated[t] = step.terminated, step.truncated
-                rows = step.truncated.nonzero().squeeze(1)
-                finals.append((rows + t * n, step.final_observation[rows]))
                 done = step.terminated | step.truncated
-                episodes.append(torch.stack((self._return[done], self._length[done])))
+                ends.add(t, step.truncated, step.final_observation, done, self._return, self._length)
                 self._return, self._length = self._return.masked_fill(done, 0), self._length.masked_fill(done, 0)
-                if table is not None and bool(step.terminated.any()):  # a ruin nobody foresaw draws other starts
-                    table.evaluate(env.upcoming(steps - t - 1))
+                if table is not None and not self.branchless and bool(step.terminated.any()):
+                    table.evaluate(env.upcoming(steps - t - 1))  # a ruin nobody foresaw draws other starts
             current = step.observation
         self._observation = current
         env.observe_tail(torch.stack(growth))
@@ -214,9 +219,9 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         flat = observation.reshape(rows, -1)
         value = _values(critic, flat).reshape(steps, n)
         final_value = torch.zeros(rows, device=device)
-        if finals:
-            index = torch.cat([where for where, _ in finals])
-            final_value[index] = _values(critic, torch.cat([what for _, what in finals]))
+        index, final_observation = ends.truncations(truncated)
+        if len(index):
+            final_value[index] = _values(critic, final_observation)
         last_value = _values(critic, current)
         following = next_values(value, last_value, final_value.reshape(steps, n), truncated)
         advantage = gae(reward, value, following, terminated, truncated, self.config.gamma, self.config.lambda_)
@@ -230,13 +235,13 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             Postprocessing.ADVANTAGES: advantage.reshape(rows),
             Postprocessing.VALUE_TARGETS: (advantage + value).reshape(rows),
         }
-        self._log(rows, float(reward.mean()), episodes, env_seconds, time.perf_counter() - began - env_seconds)
+        finished = ends.episodes(terminated | truncated)
+        self._log(rows, float(reward.mean()), finished, env_seconds, time.perf_counter() - began - env_seconds)
         if self.worker_index > 0:  # numpy travels through Ray's object store without a copy
             columns = {name: column.cpu().numpy() for name, column in columns.items()}
         return MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=rows)
 
-    def _log(self, rows: int, reward: float, episodes: list[Tensor], env_seconds: float, policy_seconds: float) -> None:
-        finished = torch.cat(episodes, dim=1) if episodes else torch.empty(2, 0)
+    def _log(self, rows: int, reward: float, finished: Tensor, env_seconds: float, policy_seconds: float) -> None:
         SingleAgentEnvRunner._increase_sampled_metrics(self, rows, finished.shape[1])
         self.metrics.log_value(REWARD_MEAN, reward, window=1)
         self.metrics.log_value(ENV_SECONDS, env_seconds, window=1)
@@ -286,6 +291,14 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
     def stop(self) -> None:
         """Let go of the environment."""
         self.env = None
+
+
+def _usable(name: str) -> torch.device:
+    """The device of that name. Raises ``UserError`` where there is none."""
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"runner_device: torch {torch.__version__} finds no CUDA device for {name!r}; use 'cpu'")
+    return device
 
 
 def _values(critic: Network, observation: Tensor) -> Tensor:

@@ -20,15 +20,14 @@ from ray.rllib.utils.metrics import (
     NUM_MODULE_STEPS_TRAINED_LIFETIME,
     WEIGHTS_SEQ_NO,
 )
-from ray.rllib.utils.torch_utils import explained_variance
 from torch import Tensor
 
-from algos.bar_network import BarActorCritic
+from algos.bar_network import BAR_PLAN, BarActorCritic, plan_bars
 from algos.distribution import SquashedGaussian
 from algos.markets import market_for
-from algos.minibatches import SlabOrder
+from algos.minibatches import SlabOrder, to_device
 from algos.module import ActorCritic
-from algos.optimizers import WeightAverage, build_optimizers, optimizer_tensors, schedule_factor
+from algos.optimizers import WeightAverage, build_optimizers, optimizer_tensors, schedule_factor, step_unless
 from rayconf.keys import torch_seed
 
 EXTRAS = "pair_ppo"
@@ -48,7 +47,9 @@ class PairPPOLearner(PPOTorchLearner):
     - The learning rate comes from the config and the schedule's step, and is written into the optimizers before
       each gradient step. Stock RLlib restores the checkpoint's rate and keeps it for a whole update.
     - Gradients are clipped by the norm over the whole module, also with two optimizers.
-    - A gradient that is not finite leaves weights and optimizers as they are and is counted.
+    - A gradient that is not finite leaves weights and optimizers as they are and is counted. On an accelerator no
+      gradient step waits for the device (``branchless``): it decides there, and the host, which counts at the end of
+      the update, runs the schedule ahead by the steps left out until then.
     - Evaluation weights are a bias-corrected moving average, moved after each gradient step.
     - Losses are kept as tensors and reported once per update.
     """
@@ -63,6 +64,7 @@ class PairPPOLearner(PPOTorchLearner):
         self._own_optimizers: dict[str, torch.optim.Optimizer] = {}
         self._lr_first_step = math.nan
         super().build()
+        self.branchless = self._device.type != "cpu"
         if isinstance(self._net, BarActorCritic):
             self._net.attach(market_for(self.config.env_config).features)
         self._weights = list(self._net.parameters())
@@ -104,9 +106,10 @@ class PairPPOLearner(PPOTorchLearner):
         columns = self._make_batch_if_necessary(training_data=training_data)[DEFAULT_MODULE_ID]
         rows = len(columns)
         parts = -(-rows // (minibatch_size or rows))
-        slabs = None
+        slabs, bars, net = None, None, self._net
         if self.config.slab_bars:  # bars are the first column of such observations
-            slabs = SlabOrder(columns[Columns.OBS][:, 0].long(), self.config.slab_bars)
+            bars = columns[Columns.OBS][:, 0].long().cpu()
+            slabs = SlabOrder(bars, self.config.slab_bars)
         for epoch in range(num_epochs):
             self._last_epoch = epoch == num_epochs - 1
             # the old distribution is needed for its KL alone, which is reported from the last epoch
@@ -115,12 +118,14 @@ class PairPPOLearner(PPOTorchLearner):
                 for name in columns
                 if name != Columns.ACTION_DIST_INPUTS or self._last_epoch or self.config.use_kl_loss
             ]
-            if slabs is None:
-                order = torch.randperm(rows, generator=self._order).to(self._device)
-            else:
-                order = slabs.draw(self._order)
-            for index in order.tensor_split(parts):  # equal to one row, so that no step is left a remnant
+            order = torch.randperm(rows, generator=self._order) if slabs is None else slabs.draw(self._order)
+            # parts equal to one row, so that no step is left a remnant
+            there = to_device(order, self._device).tensor_split(parts)
+            for here, index in zip(order.tensor_split(parts), there, strict=True):
                 minibatch = {name: columns[name].index_select(0, index) for name in names}
+                if self.branchless and bars is not None and isinstance(net, BarActorCritic):
+                    plan = plan_bars(bars[here], net.encoder.window)
+                    minibatch[BAR_PLAN] = tuple(to_device(part, self._device) for part in plan)
                 yield MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(minibatch)}, env_steps=len(index))
 
     def compute_loss_for_module(
@@ -148,7 +153,7 @@ class PairPPOLearner(PPOTorchLearner):
             loss = loss - bonus * entropy
         with torch.no_grad():
             self._losses.rows.append(
-                [-surrogate.mean(), error.mean(), entropy.detach().mean(), explained_variance(target, value)]
+                [-surrogate.mean(), error.mean(), entropy.detach().mean(), _explained_variance(target, value)]
             )
             if self._last_epoch:
                 self._observe_change(clip, batch, new, ratio)
@@ -195,18 +200,32 @@ class PairPPOLearner(PPOTorchLearner):
 
     def apply_gradients(self, gradients_dict: dict[Any, Tensor]) -> None:
         """One gradient step at the rate that config and schedule ask for now."""
-        norm = float(self._norm)
-        if not math.isfinite(norm):
-            self._skipped += 1
+        self._norms.append(self._norm)
+        if not self.branchless and not bool(torch.isfinite(self._norm)):
             return
-        self._norms.append(norm)
         self._impose_learning_rate()
         if math.isnan(self._lr_first_step):
             self._lr_first_step = float(self._own_optimizers["adamw"].param_groups[0]["lr"])
+        self._step += 1
+        if self.branchless:
+            skip = (~torch.isfinite(self._norm)).to(self._norm.dtype)
+            for optimizer in self._own_optimizers.values():
+                step_unless(optimizer, skip)
+            self._average.update_unless(skip)
+            return
         for optimizer in self._own_optimizers.values():
             optimizer.step()
-        self._step += 1
         self._average.update()
+
+    def _count_steps(self) -> list[float]:
+        """Norms of the gradients that were applied; counts the others, and corrects what was counted ahead of that."""
+        norms: list[float] = torch.stack(self._norms).tolist()
+        applied = [norm for norm in norms if math.isfinite(norm)]
+        self._skipped = len(norms) - len(applied)
+        if self.branchless:
+            self._step -= self._skipped
+            self._average.count(len(applied))
+        return applied
 
     def _impose_learning_rate(self) -> None:
         config = self.config
@@ -224,7 +243,7 @@ class PairPPOLearner(PPOTorchLearner):
         self._losses.rows.clear()
         self._kl: list[Tensor] = []
         self._clipped: list[Tensor] = []
-        self._norms: list[float] = []
+        self._norms: list[Tensor] = []
         self._skipped, self._trained, self._last_epoch = 0, 0, False
         self._lr_first_step = math.nan
 
@@ -237,10 +256,11 @@ class PairPPOLearner(PPOTorchLearner):
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         """Report the update: means over its minibatches."""
         super().after_gradient_based_update(timesteps=timesteps)
+        applied = self._count_steps()
         report: dict[str, Any] = self._losses.means()
         report[KL] = torch.stack(self._kl).mean()
         report[CLIP_FRACTION] = torch.stack(self._clipped).mean()
-        report[GRAD_NORM] = sum(self._norms) / len(self._norms) if self._norms else 0.0
+        report[GRAD_NORM] = sum(applied) / len(applied) if applied else 0.0
         report[LR_FIRST_STEP] = self._lr_first_step
         report[SKIPPED_STEPS] = self._skipped
         report[WEIGHTS_SEQ_NO] = self._weights_seq_no
@@ -327,6 +347,11 @@ class PairPPOLearner(PPOTorchLearner):
         for name, groups in own.items():  # a checkpoint brings moments, never hyperparameters
             for group, mine in zip(self._own_optimizers[name].param_groups, groups, strict=True):
                 group.update(mine)
+
+
+def _explained_variance(target: Tensor, value: Tensor) -> Tensor:
+    """RLlib's ``explained_variance`` to the bit, without its constant that travels to the device each time."""
+    return (1 - (target - value).var() / (target.var() + 1e-6)).clamp(min=-1.0)
 
 
 class _Losses:

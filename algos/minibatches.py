@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on ``device``; the host does not wait until it has arrived."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 class SlabOrder:
     """Orders of a batch's samples in which whole slabs of neighbouring bars follow each other at random.
 
@@ -11,7 +16,7 @@ class SlabOrder:
     (in two where a minibatch ends inside it). Slabs and, from epoch to epoch, their borders are random.
 
     Args:
-        bars: [B] int64 bar of each sample.
+        bars: [B] int64 bar of each sample, on the CPU: the sizes of slabs would be waited for elsewhere.
         width: Bars of a slab; 1 groups the samples of a bar and nothing else.
     """
 
@@ -26,11 +31,10 @@ class SlabOrder:
         Args:
             generator: CPU generator of the slabs' borders and order.
         """
-        device = self._bars.device
         border = int(torch.randint(self._width, (), generator=generator))
         slabs = (self._bars + border) // self._width
         counts = torch.unique_consecutive(slabs, return_counts=True)[1]
-        order = torch.randperm(len(counts), generator=generator).to(device)
+        order = torch.randperm(len(counts), generator=generator)
         counts, begins = counts[order], (counts.cumsum(0) - counts)[order]
         shift = begins - (counts.cumsum(0) - counts)  # from the place in the new order to the place by bar
-        return self._by_bar[torch.arange(len(slabs), device=device) + shift.repeat_interleave(counts)]
+        return self._by_bar[torch.arange(len(slabs)) + shift.repeat_interleave(counts)]

@@ -75,6 +75,29 @@ def _allocate(optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
                     }
 
 
+@torch.no_grad()
+def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
+    """One step that leaves weights and state as they are, to the bit, where ``skip`` is 1; the host does not ask.
+
+    AdamW's fused kernel is told so itself, as ``torch.amp.GradScaler`` tells it; other optimizers step, and are put
+    back.
+
+    Args:
+        optimizer: One of ``build_optimizers``.
+        skip: 0-dim, 0.0 or 1.0, on the weights' device.
+    """
+    if all(group.get("fused") for group in optimizer.param_groups):
+        optimizer.found_inf = skip  # type: ignore[attr-defined]
+        optimizer.step()
+        return
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    live = [*weights, *(value for p in weights for value in optimizer.state[p].values())]
+    kept = [tensor.clone() for tensor in live]
+    optimizer.step()
+    for tensor, before in zip(live, kept, strict=True):
+        torch.where(skip > 0, before, tensor, out=tensor)
+
+
 def optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer], module: nn.Module) -> dict[str, Tensor]:
     """The live state tensors by name ``<optimizer>/<kind of state>/<parameter>``; no hyperparameters."""
     names = {id(p): name for name, p in module.named_parameters()}
@@ -122,7 +145,23 @@ class WeightAverage:
     def update(self) -> None:
         """Take in the live weights after a gradient step."""
         torch._foreach_lerp_(self.average, self._live, 1 - self._decay)
-        self.weight = self._decay * self.weight + (1 - self._decay)
+        self.count(1)
+
+    @torch.no_grad()
+    def update_unless(self, skip: Tensor) -> None:
+        """As ``update``, but for a step that was left out where ``skip`` (0-dim) is 1; ``count`` is left to the caller.
+
+        Moved and unmoved average are mixed with weights 0 and 1, which loses no bit of either.
+        """
+        moved = torch._foreach_lerp(self.average, self._live, 1 - self._decay)
+        torch._foreach_mul_(moved, 1 - skip)
+        torch._foreach_mul_(self.average, skip)
+        torch._foreach_add_(self.average, moved)
+
+    def count(self, steps: int) -> None:
+        """Add what ``steps`` updates weigh."""
+        for _ in range(steps):
+            self.weight = self._decay * self.weight + (1 - self._decay)
 
     def corrected(self) -> list[Tensor]:
         """The average of the weights seen so far; the live weights before the first step. Copies."""

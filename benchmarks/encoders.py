@@ -76,14 +76,14 @@ class PerSample:
     def __init__(self, module: BarActorCritic) -> None:
         self._module = module
 
-    def embed(self, bars: Tensor) -> tuple[Tensor, Tensor]:
-        """Windows one after the other in one strip, of whose embeddings the last of each window counts."""
+    def embed(self, bars: Tensor, strip: None = None) -> tuple[Tensor, Tensor]:
+        """Windows one after the other, of whose embeddings the last of each window counts; no plan is of use here."""
         module, window = self._module, self._module.encoder.window
         rows = bars.unsqueeze(1) + torch.arange(window)
-        strip = module.market.index_select(0, rows.flatten())
+        features = module.market.index_select(0, rows.flatten())
         place = torch.arange(len(bars)) * window
         other = module.critic_encoder if module.sharing == "separate" else module.encoder
-        return module.encoder(strip).index_select(0, place), other(strip).index_select(0, place)
+        return module.encoder(features).index_select(0, place), other(features).index_select(0, place)
 
     def forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """The forward pass without looking for equal bars."""

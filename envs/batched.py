@@ -1,5 +1,6 @@
 """The trainer's environment: N accounts replaying random training episodes, stepped as tensors."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,8 @@ TAIL = 0.95
 """Confidence level of the CVaR term."""
 TAIL_RATE = 0.1
 """Share of the way the tail quantile moves towards a rollout's own."""
+DRAWS_AHEAD = 256
+"""Draws of starts that lie on an accelerator at a time; the host waits for it once in as many steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Step:
     truncated: Tensor
     """[N] bool: the episode's length or the end of the training span."""
     final_observation: Tensor | None
-    """[N, D] before the resets, present when any account finished."""
+    """[N, D] before the resets; None where the environment knows that no account finished."""
     log_growth: Tensor
     """[N] log-growth under training costs."""
 
@@ -100,6 +103,9 @@ class BatchedPairTrading:
         device: Where the tensors live.
         numbered: Observations hold the number of the bar instead of its features, [N, 1 + A]: for networks that
             look a bar up in what they have computed about it.
+        branchless: Reset accounts without asking whether any has finished, and keep the next starts on the device:
+            the same episodes to the bit, more arithmetic, and no step waits for the device. Default: unless the
+            device is the CPU, where asking is cheaper.
     """
 
     def __init__(
@@ -112,6 +118,7 @@ class BatchedPairTrading:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         numbered: bool = False,
+        branchless: bool | None = None,
     ) -> None:
         def tensor(array: object) -> Tensor:
             return torch.tensor(array, dtype=dtype, device=device)
@@ -131,13 +138,17 @@ class BatchedPairTrading:
         self._reward = Reward(run, market.equal_weight_sd)
         self._drawdown = uses_drawdown(run)
         self._view = AccountView(num_envs, self._lag, self._leverage, self._drawdown, dtype, device)
-        self._generator, self._dtype, self._device = generator, dtype, device
+        self._generator, self._dtype, self._device = generator, dtype, torch.device(device)
+        self.branchless = self._device.type != "cpu" if branchless is None else branchless
+        self._ahead: _DrawsAhead | None = None
         self.tail_quantile = equal_weight_tail(market)
 
     def reset(self) -> Tensor:
         """Fresh accounts at random bars, their episode clocks staggered; observations [N, D]."""
         self._bar = self._starts(self._generator)
-        self._age = self._draw(0, self._episode_bars, self._generator)
+        self._age = self._draw(0, self._episode_bars, self._generator).to(self._device)
+        if self.branchless:
+            self._ahead = _DrawsAhead(lambda: self._starts_drawn(self._generator), self._device)
         self._account = ledger.open_accounts(self.num_envs, self._dtype, self._device)
         self._fresh = self._account
         self._equity = self._account.equity
@@ -164,9 +175,12 @@ class BatchedPairTrading:
         observation = self._observe(view)
         done = terminated | truncated
         final = None
-        if bool(done.any()):
+        if self._ahead is not None:
             final = observation
-            observation = self._restart(done, observation)
+            observation = self._restart(done, observation, self._ahead.take(done.any()))
+        elif bool(done.any()):
+            final = observation
+            observation = self._restart(done, observation, self._starts(self._generator))
         return Step(observation, reward, terminated, truncated, final, log_growth)
 
     def observe_tail(self, log_growth: Tensor) -> None:
@@ -178,8 +192,9 @@ class BatchedPairTrading:
         """Bars of all observations of the next ``steps`` steps, final ones and the present ones too, [M].
 
         They are known ahead as long as no account is ruined: the future draws of starts are read from a copy of the
-        generator.
+        generator. Not for a branchless environment, whose generator has run ahead: see ``observable``.
         """
+        assert not self.branchless
         ahead = torch.Generator()
         ahead.set_state(self._generator.get_state())
         bar, age, seen = self._bar, self._age, [self._bar]
@@ -192,19 +207,26 @@ class BatchedPairTrading:
                 seen.append(bar)
         return torch.cat(seen)
 
+    def observable(self) -> Tensor:
+        """Bars of all observations that there can be, final ones too, ascending."""
+        return torch.arange(self._first, self._last + 2, device=self._device)
+
     def _observe(self, view: Tensor) -> Tensor:
         if self._numbered:
             return torch.cat((self._bar.to(self._dtype).unsqueeze(1), view), dim=1)
         return torch.cat((self._features.index_select(0, self._bar), view), dim=1)
 
     def _starts(self, generator: torch.Generator) -> Tensor:
+        return self._starts_drawn(generator).to(self._device)
+
+    def _starts_drawn(self, generator: torch.Generator) -> Tensor:
         # Any bar, also close to the end, where truncation bootstraps: the latest bars count as much as others.
         return self._draw(self._first, self._last + 1, generator)
 
     def _draw(self, low: int, high: int, generator: torch.Generator) -> Tensor:
-        """[N] numbers in low .. high - 1, the same for accounts that start together."""
+        """[N] numbers in low .. high - 1 on the CPU, the same for accounts that start together."""
         drawn = torch.randint(low, high, (self.num_envs // self._per_start,), generator=generator)
-        return drawn.repeat_interleave(self._per_start).to(self._device)
+        return drawn.repeat_interleave(self._per_start)
 
     def _deepen(self, log_growth: Tensor) -> Tensor | None:
         if not self._drawdown:
@@ -215,7 +237,7 @@ class BatchedPairTrading:
         deepened, self._depth = depth - self._depth, depth
         return deepened
 
-    def _restart(self, done: Tensor, observation: Tensor) -> Tensor:
+    def _restart(self, done: Tensor, observation: Tensor, starts: Tensor) -> Tensor:
         account, fresh = self._account, self._fresh
         self._account = Account(
             equity=fresh.equity,
@@ -223,7 +245,7 @@ class BatchedPairTrading:
             start=torch.where(done, fresh.start, account.start),
             ruined=account.ruined & ~done,
         )
-        self._bar = torch.where(done, self._starts(self._generator), self._bar)
+        self._bar = torch.where(done, starts, self._bar)
         self._age = self._age.masked_fill(done, 0)
         if self._drawdown:
             self._equity = self._equity.masked_fill(done, 1.0)
@@ -233,6 +255,37 @@ class BatchedPairTrading:
         self._view.reset_rows(done)
         seen = observation[:, self._market_columns :]
         return self._observe(seen.masked_fill(done.unsqueeze(1), 0.0))
+
+
+class _DrawsAhead:
+    """The next draws of starts on a device that is not waited for: it counts there which draws have been used.
+
+    Args:
+        draw: Draws the next starts [N] on the CPU.
+        device: Where they are wanted.
+    """
+
+    def __init__(self, draw: Callable[[], Tensor], device: torch.device) -> None:
+        self._draw = draw
+        self._rows = torch.stack([draw() for _ in range(DRAWS_AHEAD)]).to(device)
+        self._used = torch.zeros(1, dtype=torch.int64, device=device)
+        self._steps = 0
+
+    def take(self, wanted: Tensor) -> Tensor:
+        """The next draw [N], used up if ``wanted`` (0-dim bool)."""
+        if self._steps == DRAWS_AHEAD:  # at most one draw a step has been used, how many only the device knows
+            self._refill()
+        starts = self._rows.index_select(0, self._used).squeeze(0)
+        self._used = self._used + wanted
+        self._steps += 1
+        return starts
+
+    def _refill(self) -> None:
+        used = int(self._used)
+        if used:
+            fresh = torch.stack([self._draw() for _ in range(used)]).to(self._rows.device)
+            self._rows = torch.cat((self._rows[used:], fresh))
+        self._used, self._steps = torch.zeros_like(self._used), 0
 
 
 def equal_weight_tail(market: PairMarket) -> float:

@@ -1,5 +1,6 @@
 """The benchmarks run and write what they say; no figure is asserted."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,9 @@ from rayconf.session import available_cpus
 from tests.pbt.conftest import TINY
 
 SETTINGS = [argument for text in TINY for argument in ("--set", text)]
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU_ONLY = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +196,39 @@ def test_scaling_widens_the_market_of_the_arena() -> None:
     assert wide.observation_dim - plain.observation_dim == 200 - plain.market.features.shape[1]
     assert wide.env(64, key=1).reset().shape == (64, wide.observation_dim)
     assert len(wide.market.dates) == 1500
+
+
+def test_gpu_dry_run(tmp_path: Path) -> None:
+    """Members share what Ray takes for a GPU; compiled and recorded steps do what eager ones do."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu",
+        "--dry-run",
+        "--compiled",
+        "--members",
+        "2",
+        "--out",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=CPU_ONLY)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("dry run on CPU: no GPU measured")
+    rows, arms, compiled = (pd.read_parquet(tmp_path / f"{n}.parquet") for n in ("gpu", "gpu_arms", "gpu_compiled"))
+    assert set(rows.device) == {"cpu"}
+    assert rows.groupby("arm").member.nunique().to_dict() == {"one CPU core": 1, "GPU, 2 sharing": 2}
+    np.testing.assert_allclose(arms.to_one_core * arms.steps_per_second[0], arms.steps_per_second)
+    assert set(arms.gpu) == {"dry run on CPU: no GPU measured"}
+    assert set(compiled.what) == {"rollout step", "gradient step"}
+    assert (compiled.groupby("what").arm.nunique() == 4).all()
+    assert (compiled.note == "").all()
+    assert (compiled.difference < 1e-5).all()
+
+
+def test_gpu_benchmark_refuses_a_machine_without_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=CPU_ONLY)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "finds no GPU" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -19,6 +19,7 @@ from analysis.timing import actor_times
 from envs.market import PairMarket
 from pbt.decisions import Decision
 from pbt.manifest import Population
+from pbt.member import PairMember, ticket
 from pbt.pipeline import load_population
 from pbt.population import PairPopulation
 from pbt.run_dir import RunDir
@@ -162,3 +163,11 @@ def test_the_private_names_of_ray_that_the_scheduler_uses() -> None:
     assert callable(_ObjectCache.increase_max)
     assert callable(_ObjectCache.has_cached_object)
     assert issubclass(PairPBT, TrialScheduler)
+
+
+def test_a_member_asks_for_a_cpu_and_its_share_of_a_gpu(tiny_run: RunConfig, tmp_path: Path) -> None:
+    for share, bundle in [(0.0, {"CPU": 1}), (0.25, {"CPU": 1, "GPU": 0.25}), (1.0, {"CPU": 1, "GPU": 1})]:
+        resources = tiny_run.resources.model_copy(update={"gpus_per_member": share})
+        run = tiny_run.model_copy(update={"resources": resources})
+        config = ticket(run, tmp_path, run.data.pairs[0], "m00", 0, {}, None)
+        assert PairMember.default_resource_request(config).bundles == [bundle]

@@ -36,6 +36,13 @@ def test_plan_shares_gpus_without_splitting_a_member() -> None:
     assert plan(third, cpus=3, gpus=2).slots == 3
     tenth = load_config("default", assignments=["resources.gpus_per_member=0.1"])
     assert plan(tenth, cpus=64, gpus=1).slots == 10
+    quarter = load_config("default", assignments=["resources.gpus_per_member=0.25"])
+    assert [plan(quarter, cpus, gpus=1).slots for cpus in (2, 4, 16)] == [2, 4, 4]
+    assert plan(quarter, cpus=64, gpus=8).slots == 16  # no more than there are members
+    assert [plan(load_config("default", assignments=["resources.gpus_per_member=1"]), 8, g).slots for g in (1, 2)] == [
+        1,
+        2,
+    ]
     with pytest.raises(UserError, match=r"gpus_per_member 0\.4"):
         plan(third, cpus=8)
 
