@@ -14,7 +14,7 @@ from envs.mapping import round_targets, target_weights
 BLOCK = 16
 """Rows per matrix product. Products of fewer rows round differently, so that a row's result would depend on how many
 others are asked about; in blocks of one fixed size, many of them in one batched product, it does not."""
-ELEMENTS = 1 << 14
+ELEMENTS = (1 << 15) - 1
 """Numbers per pass, about: they stay in the cache, and torch's threads, which would cut a nonlinearity into parts of
 other sizes, leave so few alone."""
 SCHEMA = 1

@@ -7,14 +7,13 @@ import numpy as np
 import torch
 
 from algos.bar_policy import build_policy
-from algos.module import ACTION_DIM, perceptron
+from algos.config import PairPPOConfig
+from algos.env_runner import BatchedEnvRunner
 from algos.policy import EnsemblePolicy
 from algos.stack import decide_on
-from benchmarks.arena import Arena
+from benchmarks.arena import PAIR, Arena
 from benchmarks.arms import KEY, Arm
 from envs import ledger
-from envs.account_view import account_size
-from envs.batched import uses_drawdown
 from envs.ledger import Terms
 from envs.market import Span
 from envs.replay import replay
@@ -29,13 +28,10 @@ def grid_arm(setting: Arena, rows: int, bars: int) -> Arm:
     three networks, so that 1.5 network rows run per account.
     """
     run, market = setting.run, setting.market
-    columns = market.features.shape[1] + account_size(uses_drawdown(run))
     survivors = []
     for number in range(3):
-        generator = torch.Generator().manual_seed(KEY + number)
-        net = perceptron((columns, *run.network.hidden, ACTION_DIM), run.network.activation, 1.0, generator)
-        weights = {f"pi.{name}": tensor for name, tensor in net.named_parameters()}
-        survivors.append(build_policy(weights, run, market.scaler.names))
+        module = BatchedEnvRunner(config=PairPPOConfig.from_run(run, PAIR, key=KEY + number)).module
+        survivors.append(build_policy(dict(module.named_parameters()), run, market.scaler.names))
     policies = [EnsemblePolicy(survivors), *survivors]
     costs = torch.linspace(0, 10, rows // 4, dtype=torch.float64).repeat(4)
     first = market.splits["train"].start
@@ -53,7 +49,7 @@ def grid_arm(setting: Arena, rows: int, bars: int) -> Arm:
         )
         assert np.isfinite(record.equity).all()
 
-    return Arm(f"backtest of {rows:,} rows", "pairpbt", "backtest", rows, 0, rows * bars, grid)
+    return Arm(f"backtest of {rows:,} rows, {run.network.encoder}", "pairpbt", "backtest", rows, 0, rows * bars, grid)
 
 
 def backtest_arms(bars: int, accounts: int) -> list[Arm]:
