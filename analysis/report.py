@@ -1,6 +1,5 @@
 """``python -m analysis.report RUN`` rebuilds RUN/report.html from the run's frames: one file, no requests."""
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from analysis.frames import frame_path, read_frame, write_text
 from analysis.page import page, text
 from analysis.tables import comparison_of, headline_window, part_of
 from analysis.timing import time_line, time_split
-from rayconf.errors import UserError
+from rayconf.errors import OneLineParser, UserError
 
 _DAILY = ["window", "split", "scenario", "pair", "policy", "date", "net_return"]
 
@@ -100,15 +99,12 @@ def write_report(run: Path) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """Rebuild a report; 0 and its path on success, 2 and one line on a user's mistake."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.report", description="Rebuild RUN/report.html from frames."
-    )
+    parser = OneLineParser(prog="python -m analysis.report", description="Rebuild RUN/report.html from frames.")
     parser.add_argument("run", metavar="RUN", type=Path, help="directory of a run, e.g. runs/NAME")
-    arguments = parser.parse_args(argv)
     try:
-        print(write_report(arguments.run))
+        print(write_report(parser.parse_args(argv).run))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"pairpbt: {error}", file=sys.stderr)
         return 2
     return 0
 
