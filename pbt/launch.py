@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     field.add_argument("--iterations", type=int, metavar="N", help="pbt.iterations: PPO updates per member")
     field.add_argument("--seed", type=int, metavar="S", help="seed")
     field.add_argument("--wandb", choices=("off", "offline", "online"), help="tracking.wandb")
-    parser.add_argument("--preset", metavar="NAME", help="default, smoke or log-pairs (default: default)")
+    parser.add_argument("--preset", metavar="NAME", help="default, smoke, log-pairs or study (default: default)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML over the preset, e.g. another run's config")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", dest="assignments", help="any field")
     parser.add_argument("--run-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs live")

@@ -11,13 +11,15 @@ from rayconf.session import plan
 
 
 def test_presets_have_the_stated_sizes() -> None:
-    assert preset_names() == ["default", "log-pairs", "smoke"]
+    assert preset_names() == ["default", "log-pairs", "smoke", "study"]
     default = plan(load_config("default"), cpus=2)
     assert default.env_steps == 2 * 8 * 8 * 3 * 32768
     assert (default.pairs, default.members, default.generations, default.batch) == (2, 16, 8, 32768)
     smoke = plan(load_config("smoke"), cpus=2)
     assert smoke.env_steps == 2 * 4 * 3 * 1 * 16384
     assert load_config("smoke").pbt.replace_z == 0
+    study = plan(load_config("study"), cpus=2)
+    assert (study.pairs, study.members, study.generations, study.env_steps) == (1, 8, 8, 8 * 8 * 3 * 16384)
 
 
 def test_log_pairs_trades_on_the_terms_of_the_log() -> None:
@@ -28,7 +30,7 @@ def test_log_pairs_trades_on_the_terms_of_the_log() -> None:
     assert run.backtest.cost_bps == (1.0, 5.0)
 
 
-@pytest.mark.parametrize("preset", ["default", "log-pairs", "smoke"])
+@pytest.mark.parametrize("preset", ["default", "log-pairs", "smoke", "study"])
 def test_written_config_gives_the_same_config(preset: str, tmp_path: Path) -> None:
     run = load_config(preset, flags={"name": "a", "seed": 7}, assignments=["env.risk_measure=drawdown"])
     written = tmp_path / "config.yaml"
