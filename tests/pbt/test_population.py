@@ -134,7 +134,9 @@ def test_broken_members_are_neither_archived_nor_kept(tmp_path: Path) -> None:
     stage = Rehearsal(tmp_path)
     stage.play(BROKEN, BROKEN, BROKEN, 0.1)
     assert [s.member for s in stage.population.committed.archive] == ["m03"]
-    assert {m.parent for m in stage.population.committed.members.values()} == {"m03"}
+    members = stage.population.committed.members
+    assert {members[name].parent for name in ("m01", "m02", "m03")} == {"m03"}
+    assert (members["m00"].state, members["m00"].trained) == (None, 0), "a broken reference starts over"
 
 
 def test_a_member_lost_too_often_is_replaced(tmp_path: Path) -> None:
