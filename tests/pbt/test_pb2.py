@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from pbt import population
 from pbt.decisions import decide
-from pbt.fitness import Gap
+from pbt.fitness import BROKEN, Gap
 from pbt.manifest import Observation
 from pbt.pb2 import Bandit, rows_needed
 from pbt.search import draw, explore, from_unit, initial_values, to_unit
@@ -74,7 +74,7 @@ def test_pending_values_push_others_away() -> None:
 def test_broken_accounts_count_as_the_worst() -> None:
     broken = [
         Observation(
-            o.generation, o.member, o.hyperparameters, None if shares(o.hyperparameters)["rate"] > 0.5 else 0.1 * i
+            o.generation, o.member, o.hyperparameters, None if shares(o.hyperparameters)["rate"] > 0.5 else 0.1 * i - 9
         )
         for i, o in enumerate(history(40))
     ]
@@ -144,3 +144,10 @@ def test_the_history_is_committed_bounded_and_exact(tmp_path: Path, monkeypatch:
     assert {name: gains[name] for name in taken} == {
         name: scores[name] - row["parent_fitness"] for name, row in taken.items()
     }, "a gain counts from the donor's fitness"
+
+
+def test_a_gain_is_not_counted_from_a_broken_start(tmp_path: Path) -> None:
+    stage = Rehearsal(tmp_path, "pbt.explore=pb2", "pbt.iterations=4")
+    stage.play(*[BROKEN] * 4)
+    stage.play(1.0, 0.5, 0.2, 0.1)
+    assert stage.population.committed.observations == ()
