@@ -146,6 +146,12 @@ class BarActorCritic(ActorCritic):
             outer |= {"pi.trunk.0.weight", "vf.trunk.0.weight"}
         return [name for name, p in self.named_parameters() if p.ndim == 2 and name not in outer and "bias" not in name]
 
+    def encoder_parameters(self) -> set[str]:
+        """Names of the encoders' parameters; of the first layers where the encoder has none (``factored``)."""
+        names = {name for name, _ in self.named_parameters()}
+        encoders = {name for name in names if name.startswith(("encoder.", "critic_encoder."))}
+        return encoders or {name for name in names if name.startswith(("pi.trunk.0.", "vf.trunk.0."))}
+
     def embed(self, bars: Tensor, strip: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The actor's and the critic's embeddings [D, W] of bars [D]; ``strip`` as ``strip_rows`` returns it."""
         if not len(self.market):

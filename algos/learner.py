@@ -1,7 +1,7 @@
 """The Learner: stock PPO's loss, our order of minibatches, learning rate, clipping and averaged weights."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -82,6 +82,11 @@ class PairPPOLearner(PPOTorchLearner):
     def reseed(self, key: int) -> None:
         """Restart the order of minibatches from ``key``."""
         self._order.manual_seed(torch_seed(key, "minibatches", self._learner_index))
+
+    def freeze(self, names: Collection[str]) -> None:
+        """Leave the named parameters as they are: without gradient an optimizer neither decays nor counts them."""
+        for name, p in self._net.named_parameters():
+            p.requires_grad_(name not in names)
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Register the optimizers without a schedule of RLlib's: the rate is ours to set, see the class."""

@@ -71,6 +71,10 @@ class ActorCritic(TorchRLModule, ValueFunctionAPI):
         loc = self.pi(observation)
         return torch.cat((loc, self.log_std.expand_as(loc)), dim=-1)
 
+    def encoder_parameters(self) -> set[str]:
+        """Names of the parameters that read the market: here, without an encoder, the first layers."""
+        return {name for name, _ in self.named_parameters() if name.startswith(("pi.0.", "vf.0."))}
+
     def train(self, mode: bool = True) -> "ActorCritic":
         """Torch's, which visits every layer, only where it changes something: RLlib calls it per minibatch."""
         return self if self.training == mode else super().train(mode)

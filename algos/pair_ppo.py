@@ -153,6 +153,10 @@ class PairPPO(PPO):
         self.env_runner_group.foreach_env_runner(lambda runner: runner.reseed(key))
         self._each_learner(lambda learner: learner.reseed(key))
 
+    def freeze_encoder(self) -> None:
+        """Train everything but the market encoder from here on, see ``ActorCritic.encoder_parameters``."""
+        self._each_learner(lambda learner: learner.freeze(learner._net.encoder_parameters()))
+
     def boundary_state(self) -> dict[str, Tensor]:
         """Everything that training goes on from, by name, as CPU copies.
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 HP = "hp_*"
 OLD_HP = "old_hp_*"
+SPREAD = "spread_*"
+PER_HYPERPARAMETER = (HP, OLD_HP, SPREAD)
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class Column:
     """One column of a frame.
 
     Attributes:
-        name: Column name; ``hp_*`` and ``old_hp_*`` stand for one column per mutated hyperparameter.
+        name: Column name; ``hp_*``, ``old_hp_*`` and ``spread_*`` stand for one column per mutated hyperparameter.
         type: ``string``, ``int32``, ``int64``, ``float64`` or ``timestamp`` (microseconds, no zone).
         unit: Unit in words, empty for names and labels.
         meaning: One sentence.
@@ -123,8 +125,8 @@ LINEAGE = (
         "lost",
         "stop",
     ),
-    _text("parent_member", "Member whose state goes on."),
-    _whole("parent_generation", "", "Generation of that state."),
+    _text("parent_member", "Member that trained the state that goes on."),
+    _whole("parent_generation", "", "Generation that trained it; 0: none."),
     _text("copied", "What was taken from the parent.", "none", "weights", "all"),
     FITNESS,
     FITNESS_SE,
@@ -135,6 +137,22 @@ LINEAGE = (
     Column(OLD_HP, "float64", "see search", "Hyperparameter in force in this generation."),
     _text("key", "Key of the generation's random streams, 16 hex digits."),
     _text("state", "First 16 hex digits of the SHA-256 of the state that goes on."),
+)
+
+DIVERSITY = (
+    RUN,
+    ARM,
+    WINDOW,
+    PAIR,
+    GENERATION,
+    _whole("ancestors", "", "Members of generation 0 whose weights live on."),
+    _whole("members", "", "Members of the pair."),
+    Column(
+        SPREAD, "float64", "share of the range", "Standard deviation over members of the value's place in its range."
+    ),
+    _whole("exploits", "", "Members that took over a donor of their own group."),
+    _whole("explores", "", "Members that kept their weights and moved their hyperparameters."),
+    _whole("migrations", "", "Members that took weights from another group."),
 )
 
 VALIDATION = (
@@ -252,6 +270,7 @@ EVENTS = (
 FRAMES: dict[str, tuple[Column, ...]] = {
     "progress": PROGRESS,
     "lineage": LINEAGE,
+    "diversity": DIVERSITY,
     "validation": VALIDATION,
     "daily": DAILY,
     "summary": SUMMARY,
@@ -261,6 +280,7 @@ FRAMES: dict[str, tuple[Column, ...]] = {
 KEYS: dict[str, tuple[str, ...]] = {
     "progress": ("window", "pair", "member", "iteration"),
     "lineage": ("window", "pair", "generation", "member"),
+    "diversity": ("window", "pair", "generation"),
     "validation": ("window", "pair", "member", "generation", "date"),
     "daily": ("window", "split", "scenario", "pair", "policy", "date"),
     "summary": ("window", "split", "scenario", "pair", "policy"),
@@ -274,7 +294,8 @@ def describe(frame: str, name: str) -> Column:
     Raises:
         KeyError: The frame has no such column.
     """
-    stem = OLD_HP if name.startswith("old_hp_") else HP if name.startswith("hp_") else name
+    stems = (stem for stem in PER_HYPERPARAMETER if name.startswith(stem[:-1]))
+    stem = next(stems, name)
     for column in FRAMES[frame]:
         if column.name == stem:
             return column

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analysis.columns import FRAMES, HP, KEYS, OLD_HP, Column
+from analysis.columns import FRAMES, KEYS, PER_HYPERPARAMETER, Column
 from analysis.journal import append_jsonl, read_jsonl
 from rayconf.errors import UserError
 
@@ -24,6 +24,7 @@ __all__ = [
     "KEYS",
     "append_jsonl",
     "daily_schema",
+    "diversity_schema",
     "events_schema",
     "frame_block",
     "frame_path",
@@ -63,15 +64,16 @@ def schema_of(frame: str, names: Sequence[str] = ()) -> pa.Schema:
     """The schema of a frame by name.
 
     Args:
-        frame: ``progress``, ``lineage``, ``validation``, ``daily``, ``summary`` or ``events``.
-        names: The run's search names; they become ``hp_<name>`` (and ``old_hp_<name>`` in lineage).
+        frame: ``progress``, ``lineage``, ``diversity``, ``validation``, ``daily``, ``summary`` or ``events``.
+        names: The run's search names; they become ``hp_<name>`` (also ``old_hp_<name>`` in lineage; ``spread_<name>``
+            in diversity).
 
     Returns:
         A schema whose metadata is ``pairpbt.schema=1``; each field carries unit and meaning.
     """
     fields = []
     for column in FRAMES[frame]:
-        if column.name in (HP, OLD_HP):
+        if column.name in PER_HYPERPARAMETER:
             fields += [_field(column, column.name.replace("*", name)) for name in names]
         else:
             fields.append(_field(column, column.name))
@@ -86,6 +88,11 @@ def progress_schema(names: Sequence[str]) -> pa.Schema:
 def lineage_schema(names: Sequence[str]) -> pa.Schema:
     """Schema of ``lineage``: a row per pair, generation and member with the decision taken."""
     return schema_of("lineage", names)
+
+
+def diversity_schema(names: Sequence[str]) -> pa.Schema:
+    """Schema of ``diversity``: a row per pair and generation."""
+    return schema_of("diversity", names)
 
 
 def validation_schema() -> pa.Schema:

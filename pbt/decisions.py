@@ -1,56 +1,44 @@
 """What happens at a pair's barrier: a pure function of (seed, pair, generation, members' fitness)."""
 
-import math
+import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
+from typing import Protocol
 
-from pbt.fitness import BROKEN, Gap
+from pbt.fitness import Gap
+from pbt.groups import plan_groups
+from pbt.manifest import Observation
 from pbt.search import Values, draw, explore
+from pbt.standings import Decision, GapOf, Plan, Standing, arm_of
 from rayconf.run_config import RunConfig
 
-
-@dataclass(frozen=True)
-class Standing:
-    """One member at a barrier."""
-
-    member: str
-    fitness: float
-    fitness_se: float
-    score: float
-    """Smoothed fitness that ranks."""
-    values: Values
-    """Hyperparameters it trained with."""
-    idle: bool = False
-
-    @property
-    def broken(self) -> bool:
-        """Ruined, lost or non-finite."""
-        return self.fitness <= BROKEN
+FallOf = Callable[[str], Gap | None]
+"""Paired gap of a member's peak over its present evaluation; None without one of both."""
 
 
-@dataclass(frozen=True)
-class Decision:
-    """What becomes of one member."""
+class Move(Protocol):
+    """The explore step."""
 
-    member: str
-    operation: str
-    """keep, explore, exploit, lost or stop."""
-    parent: str
-    """Whose weights it continues from."""
-    values: Values
-    """Hyperparameters in force in the next generation."""
-    parent_fitness: float | None = None
-    gap: Gap | None = field(default=None)
+    def __call__(self, values: Values, rng: random.Random) -> Values:
+        """New hyperparameters, from the old ones."""
 
 
 def decide(
-    run: RunConfig, pair: str, generation: int, members: Sequence[Standing], gap: Callable[[str, str], Gap]
+    run: RunConfig,
+    pair: str,
+    generation: int,
+    members: Sequence[Standing],
+    gap: GapOf,
+    *,
+    fall: FallOf = lambda member: None,
+    observations: Sequence[Observation] = (),
+    stop: bool = False,
 ) -> list[Decision]:
     """Decisions of a pair's barrier, in order of member.
 
-    The bottom ``pbt.quantile`` of the members faces a donor drawn from the top. It takes over the donor's weights
-    and explores around the donor's hyperparameters when the paired gap is real; otherwise it keeps its weights
-    and explores around its own. Broken members are replaced without gate. Idle ones are never donors.
+    Each group (one, unless ``pbt.frequencies`` names more) that is due exploits and takes migrants, see
+    ``pbt.groups``. Members that did neither and fell from their peak are rolled back or frozen. Then all that explore
+    move, in order of member. The reference and the arms without selection keep what they have.
 
     Args:
         run: Seed, search space and PBT settings.
@@ -58,40 +46,87 @@ def decide(
         generation: Number of the generation just finished, from 1.
         members: All members of the pair.
         gap: Paired gap of (donor, member), asked for only where needed.
+        fall: Paired gap of a member's peak over its present evaluation, asked for only where needed.
+        observations: History for PB2, the generation just finished included.
+        stop: Whether the pair ends here, also before its last generation.
     """
-    ranked = sorted(members, key=lambda s: (-s.score, s.member))
-    count = min(math.ceil(len(ranked) * run.pbt.quantile), len(ranked) // 2)
-    donors = [s for s in ranked[:count] if not s.broken and not s.idle]
-    bottom = {s.member for s in ranked[len(ranked) - count :]} | {s.member for s in members if s.broken}
-    last = generation >= run.pbt.generations
-    decisions = []
-    for standing in sorted(members, key=lambda s: s.member):
-        if last:
-            decisions.append(Decision(standing.member, "stop", standing.member, dict(standing.values)))
-        elif standing.member not in bottom:
-            decisions.append(Decision(standing.member, "keep", standing.member, dict(standing.values)))
-        else:
-            decisions.append(_challenge(run, pair, generation, standing, donors, gap))
-    return decisions
+    ordered = sorted(members, key=lambda s: s.member)
+    if stop or generation >= run.pbt.generations:
+        plans = {s.member: Plan(_own(s, "stop")) for s in ordered}
+    else:
+        plans = {s.member: Plan(_own(s, "keep")) for s in ordered}
+        if run.pbt.arm == "pbt":
+            due = plan_groups(run, pair, generation, ordered, gap)
+            plans.update(due)
+            _watch_falls(run, pair, generation, [s for s in ordered if s.member in due], plans, fall)
+    _move(run, generation, ordered, plans, observations)
+    return [_settled(run, s, plans[s.member].decision) for s in ordered]
 
 
-def _challenge(
+def _own(standing: Standing, operation: str) -> Decision:
+    return Decision(standing.member, operation, standing.member, dict(standing.values))
+
+
+def _watch_falls(
     run: RunConfig,
     pair: str,
     generation: int,
-    standing: Standing,
-    donors: Sequence[Standing],
-    gap: Callable[[str, str], Gap],
-) -> Decision:
-    rng = draw(run.seed, pair, generation, standing.member, "exploit")
-    candidates = [donor for donor in donors if donor.member != standing.member]
-    if not candidates:
-        own = explore(standing.values, run.search, rng)
-        return Decision(standing.member, "explore", standing.member, own)
-    donor = candidates[rng.randrange(len(candidates))]
-    measured = None if standing.broken else gap(donor.member, standing.member)
-    if measured is None or measured.exceeds(run.pbt.replace_z):
-        values = explore(donor.values, run.search, rng)
-        return Decision(standing.member, "exploit", donor.member, values, donor.fitness, measured)
-    own = explore(standing.values, run.search, rng)
-    return Decision(standing.member, "explore", standing.member, own, donor.fitness, measured)
+    members: Sequence[Standing],
+    plans: dict[str, Plan],
+    fall: FallOf,
+) -> None:
+    """Roll back or freeze members that lie below their peak by more than noise; the broken ones without gate."""
+    mode = run.pbt.on_drop
+    for standing in members:
+        peak = standing.peak
+        untouched = plans[standing.member].decision.operation in ("keep", "explore")
+        if mode == "none" or peak is None or standing.lost or not untouched:
+            continue
+        measured = None
+        if not standing.broken:
+            measured = fall(standing.member) if standing.fitness < peak.fitness else None
+            if measured is None or not measured.exceeds(run.pbt.drop_z):
+                continue
+        if mode == "rollback":
+            decision = Decision(
+                standing.member, "rollback", peak.member, dict(standing.values), peak.fitness, measured, "weights"
+            )
+            plans[standing.member] = Plan(decision, draw(run.seed, pair, generation, standing.member, "rollback"))
+        elif not standing.broken:
+            own = _own(standing, "freeze")
+            plans[standing.member] = Plan(replace(own, parent_fitness=peak.fitness, gap=measured))
+
+
+def _move(
+    run: RunConfig,
+    generation: int,
+    ordered: Sequence[Standing],
+    plans: dict[str, Plan],
+    observations: Sequence[Observation],
+) -> None:
+    """Take the explore steps, in order of member."""
+    moving = [s.member for s in ordered if plans[s.member].rng is not None]
+    if not moving:
+        return
+    settled = [plans[s.member].decision.values for s in ordered if plans[s.member].rng is None]
+    move = _mover(run, generation, settled, observations)
+    for member in moving:
+        plan = plans[member]
+        assert plan.rng is not None
+        plans[member] = Plan(replace(plan.decision, values=move(plan.decision.values, plan.rng)))
+
+
+def _mover(run: RunConfig, generation: int, settled: list[Values], observations: Sequence[Observation]) -> Move:
+    if run.pbt.explore == "pb2":
+        from pbt import pb2  # its library takes a second to import
+
+        if len(observations) >= pb2.rows_needed(run.search):
+            return pb2.Bandit(run.search, generation + 1, observations, settled)
+    return lambda values, rng: explore(values, run.search, rng)
+
+
+def _settled(run: RunConfig, standing: Standing, decision: Decision) -> Decision:
+    """A lost member that took nobody's weights says so; a reference that broke starts its generation over."""
+    broke = standing.broken and arm_of(run.pbt, standing.member) == "reference" and decision.operation != "stop"
+    own = decision.operation in ("keep", "explore", "stop")
+    return replace(decision, operation="lost") if (standing.lost and own) or broke else decision

@@ -9,7 +9,20 @@ from typing import Any
 from pbt.search import Values
 from rayconf.errors import UserError
 
-SCHEMA = 1
+SCHEMA = 2
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The best evaluation that a member's weights ever had."""
+
+    state: str
+    member: str
+    """Member that trained it."""
+    generation: int
+    fitness: float
+    evaluations: int
+    """Length of ``Member.fitness_history`` up to and including it."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +34,20 @@ class Member:
     hyperparameters: Values
     """In force in the next generation."""
     parent: str
-    """Member whose state that is."""
+    """Member that trained that state."""
+    trained: int = 0
+    """Generation that trained it; 0: none."""
     fitness_history: tuple[float, ...] = ()
     """Fitness of the weights it carries, generation by generation; it follows the weights at an exploit."""
+    peak: Peak | None = None
+    """Best of that history, idle and broken accounts left out; kept where ``pbt.on_drop`` asks for it."""
+    frozen: bool = False
+    """Whether the market encoder rests in the next generation."""
+
+    def states(self) -> set[str]:
+        """Digests that this member may continue from."""
+        own = {self.state} if self.state is not None else set()
+        return own | {self.peak.state} if self.peak is not None else own
 
 
 @dataclass(frozen=True)
@@ -47,6 +71,25 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
+class Observation:
+    """What one generation gained under which hyperparameters: a row of PB2's history."""
+
+    generation: int
+    member: str
+    hyperparameters: Values
+    change: float | None
+    """Fitness less that of the state it started from; null: it broke the account."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The best smoothed fitness that counted as progress."""
+
+    score: float
+    se: float
+
+
+@dataclass(frozen=True)
 class Population:
     """One pair at a committed barrier."""
 
@@ -57,13 +100,19 @@ class Population:
     """running or complete."""
     members: dict[str, Member]
     archive: tuple[Snapshot, ...] = ()
+    patience: int = 0
+    """Generations since the last progress."""
+    mark: Mark | None = None
+    """What progress is measured against; null: no account has been whole yet."""
+    observations: tuple[Observation, ...] = ()
+    """History for PB2, oldest first."""
     previous: tuple[str, ...] = field(default=())
     """States named by the commit before, kept until the next one."""
     schema: int = SCHEMA
 
     def states(self) -> set[str]:
-        """Digests this commit needs: members, archive and the commit before."""
-        own = {member.state for member in self.members.values() if member.state is not None}
+        """Digests this commit needs: members and their peaks, archive and the commit before."""
+        own = {state for member in self.members.values() for state in member.states()}
         return own | {snapshot.state for snapshot in self.archive} | set(self.previous)
 
     def archived(self, snapshots: list[Snapshot], size: int) -> tuple[Snapshot, ...]:
@@ -72,6 +121,17 @@ class Population:
         for snapshot in sorted([*self.archive, *snapshots], key=lambda s: s.rank):
             best.setdefault(snapshot.state, snapshot)
         return tuple(best.values())[:size]
+
+    def progress(self, snapshots: list[Snapshot]) -> tuple[int, Mark | None]:
+        """``patience`` and ``mark`` after a generation.
+
+        Progress is a smoothed fitness above the mark by more than the mark's own standard error; small steps add up,
+        because the mark moves only then. The generation's best is the one that the archive would prefer.
+        """
+        best = min(snapshots, key=lambda s: s.rank, default=None)
+        if best is not None and (self.mark is None or best.score > self.mark.score + self.mark.se):
+            return 0, Mark(best.score, best.fitness_se)
+        return self.patience + 1, self.mark
 
     def write(self, path: Path) -> None:
         """Commit: write to a temporary name, sync, rename."""
@@ -85,18 +145,32 @@ class Population:
 
     @classmethod
     def read(cls, path: Path) -> "Population":
-        """Read a commit back. Raises ``UserError`` when it is damaged."""
+        """Read a commit back. Raises ``UserError`` when it is damaged or of another schema."""
         try:
             data: dict[str, Any] = json.loads(path.read_text())
-            members = {
-                name: Member(**{**entry, "fitness_history": tuple(entry["fitness_history"])})
-                for name, entry in data["members"].items()
-            }
-            archive = tuple(Snapshot(**entry) for entry in data["archive"])
-            return cls(**{**data, "members": members, "archive": archive, "previous": tuple(data["previous"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            if (schema := data["schema"]) == SCHEMA:
+                mark = data["mark"]
+                return cls(
+                    **{
+                        **data,
+                        "members": {name: _member(entry) for name, entry in data["members"].items()},
+                        "archive": tuple(Snapshot(**entry) for entry in data["archive"]),
+                        "mark": Mark(**mark) if mark else None,
+                        "observations": tuple(Observation(**entry) for entry in data["observations"]),
+                        "previous": tuple(data["previous"]),
+                    }
+                )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path}: no readable population state ({error}); restore it from a copy") from error
+        raise UserError(f"{path}: schema {schema}; this version reads schema {SCHEMA}, so start a new run")
 
     def advanced(self, **changes: Any) -> "Population":
         """A copy with the given fields replaced."""
         return replace(self, **changes)
+
+
+def _member(entry: dict[str, Any]) -> Member:
+    peak = entry["peak"]
+    return Member(
+        **{**entry, "fitness_history": tuple(entry["fitness_history"]), "peak": Peak(**peak) if peak else None}
+    )

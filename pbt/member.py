@@ -1,8 +1,9 @@
 """``PairMember``: the Tune trainable. One ``step`` is one generation, a pure function of its ticket.
 
-A ticket names everything a generation starts from: pair, member, number of the generation, hyperparameters
-and the digest of a state. Actors are interchangeable: whichever process gets the ticket builds a fresh
-algorithm, loads the state, keys every random stream and trains. Tune's own checkpoint is a mere pointer.
+A ticket names everything a generation starts from: pair, member, number of the generation, hyperparameters,
+the digest of a state, and whether the market encoder rests. Actors are interchangeable: whichever process gets
+the ticket builds a fresh algorithm, loads the state, keys every random stream and trains. Tune's own checkpoint
+is a mere pointer.
 """
 
 import contextlib
@@ -52,8 +53,9 @@ def ticket(
     generation: int,
     hyperparameters: Mapping[str, float],
     state: str | None,
+    frozen: bool = False,
 ) -> dict[str, Any]:
-    """Trial config of the generation that follows ``generation`` finished ones."""
+    """Trial config of the generation that follows ``generation`` finished ones; frozen: the encoder rests in it."""
     return {
         "ticket": {
             "run": run.model_dump(mode="json"),
@@ -63,6 +65,7 @@ def ticket(
             "generation": generation,
             "hyperparameters": dict(hyperparameters),
             "state": state,
+            "frozen": frozen,
         }
     }
 
@@ -90,6 +93,8 @@ class PairMember(PairPPO):
         super().setup(config)
         if self._ticket["state"] is not None:
             self.load_boundary_state(self._store.load(self._ticket["state"]))
+        if self._ticket["frozen"]:
+            self.freeze_encoder()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next ticket in the same process; everything is rebuilt."""

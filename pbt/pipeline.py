@@ -130,11 +130,17 @@ def finish(
     write_events(directory)
     verdicts = {pair: [comparison_of(summary, daily, pair, baseline) for baseline in BARS_TO_BEAT] for pair in markets}
     write_summary_json(
-        run,
         directory,
         summary,
         survivors,
-        {pair: {"zscore": str(p.zscore), "static_gross": list(p.static)} for pair, p in prepared.items()},
+        {
+            pair: {
+                "trials": run.pbt.population * populations[pair].generation,
+                "zscore": str(p.zscore),
+                "static_gross": list(p.static),
+            }
+            for pair, p in prepared.items()
+        },
         {pair: "; ".join(found.sentence() for found in bars if found is not None) for pair, bars in verdicts.items()},
         "complete",
     )

@@ -1,21 +1,23 @@
 """One pair's population between barriers: collects results, decides, commits. Knows nothing of Tune."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from analysis.frames import append_jsonl
 from pbt import fitness
-from pbt.decisions import Decision, Standing, decide
-from pbt.manifest import Member, Population, Snapshot
-from pbt.member import training_key
+from pbt.decisions import decide
+from pbt.lineage import lineage_row, progress_rows
+from pbt.manifest import Member, Observation, Peak, Population, Snapshot
 from pbt.run_dir import RunDir, member_name
 from pbt.search import initial_values
+from pbt.standings import LOST, Decision, Standing
 from pbt.store import StateStore
 from rayconf.run_config import RunConfig
 
-LOST = float("-inf")
+HISTORY = 512
+"""Observations kept for PB2, the latest; older ones say little of the present and fits cost their cube."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def start(run: RunConfig, pair: str, directory: RunDir) -> Population:
         members[name] = Member(None, initial_values(run, pair, index), name)
     population = Population(pair, 0, "running", members)
     rows = [
-        _lineage_row(run, directory, pair, 0, Decision(name, "start", name, member.hyperparameters), member, None)
+        lineage_row(run, directory.identity, pair, 0, Decision(name, "start", name, member.hyperparameters), member)
         for name, member in members.items()
     ]
     append_jsonl(directory.lineage_journal, rows)
@@ -107,26 +109,38 @@ class PairPopulation:
 
     def commit(self) -> list[Decision]:
         """Close the barrier: decide, journal, write the manifest (the commit point), sweep old states."""
-        generation = self.generation + 1
-        standings = [self._standing(name) for name in sorted(self.committed.members)]
-        decisions = decide(self._run, self.pair, generation, standings, lambda d, m: self._gap(d, m, generation))
-        if all(self._results[name] is None for name in self._results):
+        generation, before, pbt = self.generation + 1, self.committed, self._run.pbt
+        standings = [self._standing(name) for name in sorted(before.members)]
+        if all(standing.lost for standing in standings):
             raise RuntimeError(f"{self.pair}: every member was lost in generation {generation}; see run.log")
-        decisions = [self._without_lost_parent(decision) for decision in decisions]
+        snapshots = [self._snapshot(s) for s in standings if not s.broken]
+        patience, mark = before.progress(snapshots)
+        stop = generation >= pbt.generations or (pbt.patience is not None and patience >= pbt.patience)
+        observations = self._observations(standings)
+        decisions = decide(
+            self._run,
+            self.pair,
+            generation,
+            standings,
+            lambda donor, member: self._gap((donor, generation), (member, generation)),
+            fall=self._fall,
+            observations=observations,
+            stop=stop,
+        )
         by_name = {standing.member: standing for standing in standings}
         members = {d.member: self._member(d, by_name) for d in decisions}
-        snapshots = [self._snapshot(s) for s in standings if self._results[s.member] is not None and not s.broken]
-        archive = self.committed.archived(snapshots, self._run.pbt.archive)
         self._journal(generation, decisions, members, by_name)
 
-        before = self.committed
         seen = {result["state"] for result in self._results.values() if result is not None}
         self.committed = before.advanced(
             generation=generation,
-            status="complete" if generation >= self._run.pbt.generations else "running",
+            status="complete" if stop else "running",
             members=members,
-            archive=archive,
-            previous=tuple(sorted({m.state for m in before.members.values() if m.state is not None})),
+            archive=before.archived(snapshots, pbt.archive),
+            patience=patience,
+            mark=mark,
+            observations=observations,
+            previous=tuple(sorted(set().union(*(m.states() for m in before.members.values())))),
         )
         self.committed.write(self._directory.manifest(self.pair))
         self._store.discard((before.states() | seen) - self.committed.states())
@@ -136,11 +150,10 @@ class PairPopulation:
     def _standing(self, name: str) -> Standing:
         member, result = self.committed.members[name], self._results[name]
         if result is None:
-            return Standing(name, LOST, 0.0, LOST, member.hyperparameters)
+            return Standing(name, LOST, 0.0, LOST, member.hyperparameters, peak=member.peak)
         score = self._smoothed((*member.fitness_history, result["fitness"]))
-        return Standing(
-            name, result["fitness"], result["fitness_se"], score, member.hyperparameters, bool(result["idle"])
-        )
+        idle = bool(result["idle"])
+        return Standing(name, result["fitness"], result["fitness_se"], score, member.hyperparameters, idle, member.peak)
 
     def _smoothed(self, history: tuple[float, ...]) -> float:
         past = self._run.pbt.fitness_smoothing
@@ -149,19 +162,47 @@ class PairPopulation:
             score = past * score + (1 - past) * value
         return score
 
-    def _without_lost_parent(self, decision: Decision) -> Decision:
-        """A lost member without donor goes on from where it started; its operation says that it was lost."""
-        if self._results[decision.parent] is not None:
-            return decision
-        return Decision(decision.member, "lost", decision.parent, decision.values)
+    def _observations(self, standings: list[Standing]) -> tuple[Observation, ...]:
+        """The history for PB2 with this generation's rows: of members whose start has a fitness to compare with."""
+        if self._run.pbt.arm != "pbt" or self._run.pbt.explore != "pb2":
+            return ()
+        rows = [*self.committed.observations]
+        for standing in standings:
+            past = self.committed.members[standing.member].fitness_history
+            if not standing.lost and past and past[-1] > fitness.BROKEN:
+                change = None if standing.broken else standing.fitness - past[-1]
+                rows.append(Observation(self.generation + 1, standing.member, standing.values, change))
+        return tuple(rows[-HISTORY:])
 
     def _member(self, decision: Decision, standings: dict[str, Standing]) -> Member:
+        """The member as the decision leaves it."""
+        old, values = self.committed.members[decision.member], decision.values
+        if decision.operation == "lost":
+            return replace(old, hyperparameters=values, frozen=False)
+        if decision.operation == "rollback":
+            assert old.peak is not None
+            peak, history = old.peak, old.fitness_history[: old.peak.evaluations]
+            return Member(peak.state, values, peak.member, peak.generation, history, peak)
         result = self._results[decision.parent]
-        parent = self.committed.members[decision.parent]
-        if result is None:
-            return Member(parent.state, decision.values, parent.parent, parent.fitness_history)
-        history = (*parent.fitness_history, standings[decision.parent].fitness)
-        return Member(result["state"], decision.values, decision.parent, history)
+        assert result is not None, "nobody continues from a member without a result"
+        parent, standing = self.committed.members[decision.parent], standings[decision.parent]
+        return Member(
+            state=result["state"],
+            hyperparameters=values,
+            parent=decision.parent,
+            trained=self.generation + 1,
+            fitness_history=(*parent.fitness_history, standing.fitness),
+            peak=self._peak(parent, standing, result["state"]),
+            frozen=decision.operation == "freeze",
+        )
+
+    def _peak(self, parent: Member, standing: Standing, state: str) -> Peak | None:
+        if self._run.pbt.arm != "pbt" or self._run.pbt.on_drop == "none":
+            return None
+        if not standing.eligible or (parent.peak is not None and parent.peak.fitness >= standing.fitness):
+            return parent.peak
+        evaluations = len(parent.fitness_history) + 1
+        return Peak(state, standing.member, self.generation + 1, standing.fitness, evaluations)
 
     def _snapshot(self, standing: Standing) -> Snapshot:
         result = self._results[standing.member]
@@ -177,11 +218,18 @@ class PairPopulation:
             hyperparameters=standing.values,
         )
 
-    def _gap(self, donor: str, member: str, generation: int) -> fitness.Gap:
-        returns = [np.load(self._directory.validation_file(self.pair, name, generation)) for name in (donor, member)]
-        key = (self._run.seed, self.pair, generation)
+    def _gap(self, donor: tuple[str, int], member: tuple[str, int]) -> fitness.Gap:
+        """Paired gap between two evaluations, each named by (member, generation)."""
+        returns = [np.load(self._directory.validation_file(self.pair, *of)) for of in (donor, member)]
+        key = (self._run.seed, self.pair, self.generation + 1)
         clock = self._clock
         return fitness.paired_gap(*returns, clock.dates, clock.sessions_per_year, self._run.pbt, *key)
+
+    def _fall(self, name: str) -> fitness.Gap | None:
+        peak = self.committed.members[name].peak
+        if peak is None:
+            return None
+        return self._gap((peak.member, peak.generation), (name, self.generation + 1))
 
     def _journal(
         self,
@@ -190,55 +238,17 @@ class PairPopulation:
         members: dict[str, Member],
         standings: dict[str, Standing],
     ) -> None:
-        progress = []
-        for name in sorted(self._results):
-            result = self._results[name]
-            if result is not None:
-                rows = [
-                    {"run": self._directory.identity, "arm": "pbt", "window": 0, **row} for row in result["iterations"]
-                ]
-                rows[-1]["fitness_smoothed"] = standings[name].score
-                progress += rows
+        run, identity = self._run, self._directory.identity
+        progress = [
+            row
+            for name, result in sorted(self._results.items())
+            if result is not None
+            for row in progress_rows(run, identity, standings[name], result["iterations"])
+        ]
         append_jsonl(self._directory.progress_journal, progress)
         self.journaled = progress
         rows = [
-            _lineage_row(self._run, self._directory, self.pair, generation, d, members[d.member], standings[d.member])
+            lineage_row(run, identity, self.pair, generation, d, members[d.member], standings[d.member])
             for d in decisions
         ]
         append_jsonl(self._directory.lineage_journal, rows)
-
-
-def _lineage_row(
-    run: RunConfig,
-    directory: RunDir,
-    pair: str,
-    generation: int,
-    decision: Decision,
-    member: Member,
-    standing: Standing | None,
-) -> dict[str, Any]:
-    """The decision at the end of ``generation``; hp_* and key are those of the generation that follows."""
-    measured = standing is not None and standing.fitness > LOST
-    row: dict[str, Any] = {
-        "run": directory.identity,
-        "arm": "pbt",
-        "window": 0,
-        "pair": pair,
-        "generation": generation,
-        "member": decision.member,
-        "operation": decision.operation,
-        "parent_member": decision.parent,
-        "parent_generation": generation,
-        "copied": "all" if decision.operation == "exploit" else "none",
-        "fitness": standing.fitness if measured and standing else None,
-        "fitness_se": standing.fitness_se if measured and standing else None,
-        "parent_fitness": decision.parent_fitness,
-        "gap": decision.gap.value if decision.gap else None,
-        "gap_se": decision.gap.se if decision.gap else None,
-        "key": f"{training_key(run, pair, decision.member, generation + 1):016x}",
-        "state": member.state,
-    }
-    row.update({f"hp_{name}": value for name, value in decision.values.items()})
-    if standing is not None:
-        row.update({f"old_hp_{name}": value for name, value in standing.values.items()})
-    return row

@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from analysis.diversity import diversity_rows
 from analysis.frames import (
     KEYS,
+    diversity_schema,
     events_schema,
     frame_block,
     keep_last,
@@ -23,6 +26,7 @@ from analysis.metrics import METRICS
 from envs.market import PairMarket
 from pbt.manifest import Population
 from pbt.run_dir import RunDir
+from pbt.search import to_unit
 from pbt.survivors import Survivor
 from rayconf.run_config import RunConfig
 
@@ -32,12 +36,15 @@ SCHEMA = 1
 def write_training_frames(
     run: RunConfig, directory: RunDir, markets: Mapping[str, PairMarket], populations: Mapping[str, Population]
 ) -> list[dict[str, Any]]:
-    """Write progress, lineage and validation; return the lineage rows."""
+    """Write progress, lineage, diversity and validation; return the lineage rows."""
     names = list(run.search)
     progress = keep_last(read_jsonl(directory.progress_journal), KEYS["progress"])
     write_frame(progress, progress_schema(names), KEYS["progress"], directory.frame("progress"))
     lineage = [dict(row) for row in keep_last(read_jsonl(directory.lineage_journal), KEYS["lineage"])]
     write_frame(lineage, lineage_schema(names), KEYS["lineage"], directory.frame("lineage"))
+    positions = {name: partial(to_unit, space=space) for name, space in run.search.items()}
+    diversity = diversity_rows(lineage, positions)
+    write_frame(diversity, diversity_schema(names), KEYS["diversity"], directory.frame("diversity"))
     write_frame(
         validation_rows(directory, markets, populations),
         validation_schema(),
@@ -72,7 +79,6 @@ def write_events(directory: RunDir) -> None:
 
 
 def write_summary_json(
-    run: RunConfig,
     directory: RunDir,
     summary: pa.Table,
     survivors: Mapping[str, Sequence[Survivor]],
@@ -83,11 +89,10 @@ def write_summary_json(
     """Write ``summary.json``: what a program reads.
 
     Args:
-        run: The run.
         directory: Where to.
         summary: The summary frame.
         survivors: Survivors by pair.
-        notes: Further fields by pair, such as what the baselines were fitted to.
+        notes: Further fields by pair: the number of trials, what the baselines were fitted to.
         verdicts: The plain sentence of the final table by pair.
         status: complete or partial.
     """
@@ -101,7 +106,6 @@ def write_summary_json(
         names = {survivor.name for survivor in ranked}
         pairs[pair] = {
             "verdict": verdicts.get(pair),
-            "trials": run.pbt.population * run.pbt.generations,
             **notes.get(pair, {}),
             "survivors": [
                 {

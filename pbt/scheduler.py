@@ -121,7 +121,7 @@ class PairPBT(FIFOScheduler):
         for population in self.populations.values():
             if not population.complete and population.ready and self._all_paused(population):
                 self._barrier(population)
-            self._stop_lost(tune_controller, population)
+            self._stop_idle(tune_controller, population)
         waiting = [
             ((self.populations[pair].generation, pair, member), trial)
             for (pair, member), trial in self._trials.items()
@@ -158,12 +158,13 @@ class PairPBT(FIFOScheduler):
                         population.generation,
                         member.hyperparameters,
                         member.state,
+                        member.frozen,
                     )
                 )
         self._tell("barrier", population, decisions)
 
-    def _stop_lost(self, tune_controller: TuneController, population: PairPopulation) -> None:
-        """End trials that wait although their pair is complete: members lost in the last generation."""
+    def _stop_idle(self, tune_controller: TuneController, population: PairPopulation) -> None:
+        """End trials that wait although their pair is complete: it ended early, or they were lost at its end."""
         if population.complete:
             for member in population.committed.members:
                 trial = self._trials.get((population.pair, member))

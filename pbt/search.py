@@ -1,5 +1,6 @@
 """How hyperparameters are drawn and moved inside the search space."""
 
+import math
 import random
 from collections.abc import Mapping
 
@@ -17,11 +18,11 @@ def draw(*key: object) -> random.Random:
 
 
 def initial_values(run: RunConfig, pair: str, member: int) -> Values:
-    """Where a member starts: the first at the run's own values, the others drawn from the search space."""
-    if member == 0:
+    """Where a member starts: the first, and all in arm ``fixed``, at the run's own values; the others drawn."""
+    if member == 0 or run.pbt.arm == "fixed":
         return {name: _clip(run.value_of(name), space) for name, space in run.search.items()}
     rng = draw(run.seed, pair, f"m{member:02d}", "start")
-    return {name: _between(space, rng.random()) for name, space in sorted(run.search.items())}
+    return {name: from_unit(rng.random(), space) for name, space in sorted(run.search.items())}
 
 
 def explore(values: Mapping[str, float], search: Mapping[str, Range], rng: random.Random) -> Values:
@@ -35,11 +36,21 @@ def explore(values: Mapping[str, float], search: Mapping[str, Range], rng: rando
     return moved
 
 
-def _clip(value: float, space: Range) -> float:
-    return min(space.high, max(space.low, value))
+def to_unit(value: float, space: Range) -> float:
+    """Position of a value in its range, 0 (low) to 1 (high), on the range's scale; 0 where it has no width."""
+    if space.low == space.high:
+        return 0.0
+    if space.scale == "log":
+        return math.log(value / space.low) / math.log(space.high / space.low)
+    return (value - space.low) / (space.high - space.low)
 
 
-def _between(space: Range, share: float) -> float:
+def from_unit(share: float, space: Range) -> float:
+    """The value at a position from 0 to 1; inverse of ``to_unit``."""
     if space.scale == "log":
         return _clip(space.low * (space.high / space.low) ** share, space)
-    return space.low + share * (space.high - space.low)
+    return _clip(space.low + share * (space.high - space.low), space)
+
+
+def _clip(value: float, space: Range) -> float:
+    return min(space.high, max(space.low, value))

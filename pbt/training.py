@@ -54,6 +54,7 @@ def train(
             population.generation,
             member.hyperparameters,
             member.state,
+            member.frozen,
         )["ticket"]
         for pair, population in populations.items()
         if not population.complete

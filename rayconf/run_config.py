@@ -112,6 +112,8 @@ class RunConfig(Section):
             raise ValueError(
                 f"env.train_cost_bps: {self.env.train_cost_bps} is below the real cost {self.costs.real_bps} bps"
             )
+        if self.pbt.on_drop == "freeze" and not self.network.hidden:
+            raise ValueError("pbt.on_drop: freeze needs network.hidden with at least one layer")
         for name, space in self.search.items():
             self._check_search(name, space)
         return self

@@ -270,8 +270,14 @@ class OptimizerConfig(Section):
 class PBTConfig(Section):
     """Population-based training (Jaderberg et al. 2017), one sub-population per pair."""
 
+    arm: Literal["pbt", "random", "fixed"] = "pbt"
+    """``pbt``; or, with the same budget, ``random``: every member keeps its first draw for the whole run; ``fixed``:
+    every member trains at the run's own values. In both nothing is copied or moved, whatever the settings below say."""
     population: Count = 8
     """Members per pair."""
+    reference: bool = True
+    """In arm ``pbt`` the first member trains at the run's own values throughout: never replaced or moved, though it may
+    be donor and may be archived. Alone (population 1) it is plain PPO; of two, the other is challenged by it."""
     iterations: Count = 24
     """PPO updates per member over the whole run."""
     interval: Count = 3
@@ -280,6 +286,19 @@ class PBTConfig(Section):
     """Share of a pair's members at the bottom that may be replaced, and at the top that may be donors."""
     replace_z: NonNegative = 1.0
     """A member is replaced when its paired gap to the donor exceeds this many standard errors."""
+    frequencies: tuple[Count, ...] = (1,)
+    """Multiple frequencies (MF-PBT, Doulazmi et al. 2025): the members but the reference are dealt into as many groups,
+    and a group decides only at generations divisible by its number; e.g. [1, 4]. Weights migrate between groups."""
+    explore: Literal["perturb", "pb2"] = "perturb"
+    """How hyperparameters move: ``perturb``: at random by at most one step; ``pb2``: to where a Gaussian process of the
+    fitness gained per generation promises most (Parker-Holder et al. 2020); it perturbs until it has enough rows, two
+    per hyperparameter and two more."""
+    on_drop: Literal["none", "rollback", "freeze"] = "none"
+    """When a member falls below the best that its weights ever scored: ``rollback``: back to that state, with
+    hyperparameters explored; ``freeze``: its market encoder rests for a generation (where an encoder has no weights,
+    as in ``mlp`` and ``factored``, the first layers of actor and critic). Members just exploited are left alone."""
+    drop_z: NonNegative = 1.0
+    """A fall counts when its paired gap exceeds this many standard errors."""
     fitness: Literal["sharpe", "growth"] = "sharpe"
     """``sharpe``: floored Sharpe, median of rolling windows less one error; ``growth``: log growth less one."""
     fitness_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -300,6 +319,9 @@ class PBTConfig(Section):
     """Snapshots per pair that are back-tested; their equal-weight ensemble is the run's headline."""
     survivor_correlation: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Best first, streams that correlate this much with one already taken wait until no others remain."""
+    patience: Count | None = None
+    """A pair ends early when its best smoothed fitness has not risen by more than its own standard error for this many
+    generations; null: never."""
     max_failures: Count = 3
     """Failures of one member in one generation after which it is lost and replaced by the ordinary rule."""
 
@@ -309,6 +331,19 @@ class PBTConfig(Section):
             raise ValueError(f"interval {self.interval} must divide iterations {self.iterations}")
         if self.survivors > self.archive:
             raise ValueError(f"survivors {self.survivors} must not exceed archive {self.archive}")
+        return self
+
+    @model_validator(mode="after")
+    def _grouped(self) -> "PBTConfig":
+        groups = len(self.frequencies)
+        if not groups or list(self.frequencies) != sorted(set(self.frequencies)):
+            raise ValueError(f"frequencies {list(self.frequencies)} must rise, e.g. [1, 4]")
+        dealt = self.population - self.reference
+        if groups > 1 and dealt < 2 * groups:
+            raise ValueError(
+                f"frequencies {list(self.frequencies)} make {groups} groups of two members at least; population "
+                f"{self.population} has {dealt} to deal{' beside the reference' if self.reference else ''}"
+            )
         return self
 
     @property

@@ -25,7 +25,7 @@ from rayconf.sections import DataConfig
 from tests.conftest import ROOT
 from tests.pbt.conftest import TINY
 
-FRAMES = ("progress", "lineage", "validation", "daily", "summary", "events")
+FRAMES = ("progress", "lineage", "diversity", "validation", "daily", "summary", "events")
 SETTINGS = [argument for text in TINY for argument in ("--set", text)]
 MINUTES = 60
 

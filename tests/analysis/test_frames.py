@@ -35,6 +35,8 @@ CONTRACT = {
         switch_seconds wait_seconds startup_seconds steps_per_second wall_time host actor_pid attempt""",
     "lineage": """run arm window pair generation member operation parent_member parent_generation copied fitness
         fitness_se parent_fitness gap gap_se hp_x hp_y old_hp_x old_hp_y key state""",
+    "diversity": """run arm window pair generation ancestors members spread_x spread_y exploits explores
+        migrations""",
     "validation": "window pair member generation date net_return",
     "daily": """run window split scenario pair policy decision_date date target_weight_a target_weight_b weight_a
         weight_b gross turnover trading_cost financing net_return equity""",

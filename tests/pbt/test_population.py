@@ -1,86 +1,18 @@
 """Barriers without Tune: what is archived, kept on disk, journaled and resumed."""
 
+import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from analysis.frames import read_jsonl
-from pbt import population as populations_of
 from pbt.fitness import BROKEN
 from pbt.manifest import Population
 from pbt.pipeline import recover
-from pbt.population import PairClock, PairPopulation
-from pbt.run_dir import RunDir
-from pbt.store import StateStore
 from pbt.survivors import choose, schedule
-from rayconf import RunConfig, UserError, load_config
-
-PAIR = "SYNA/SYNB"
-DATES = np.arange("2000-01-03", "2001-06-01", dtype="datetime64[D]").astype("datetime64[us]")[:300]
-
-
-class Rehearsal:
-    """A population whose members report what a script says instead of training."""
-
-    def __init__(self, folder: Path, *assignments: str) -> None:
-        self.run = load_config(
-            "smoke",
-            assignments=[
-                "data.pairs=[SYNA/SYNB]",
-                "pbt.population=4",
-                "pbt.iterations=5",
-                "pbt.archive=2",
-                "pbt.survivors=2",
-                *assignments,
-            ],
-        )
-        self.directory = RunDir(folder / "run", self.run.identity)
-        self.directory.create()
-        self.store = StateStore(self.directory.states)
-        self.clock = PairClock(DATES, 252.0)
-        committed = populations_of.start(self.run, PAIR, self.directory)
-        self.population = PairPopulation(self.run, self.directory, self.clock, committed)
-
-    def result(self, member: str, fitness: float, generation: int | None = None) -> dict[str, Any]:
-        generation = generation or self.population.generation + 1
-        start = self.population.committed.members[member].state
-        weights = {"w": torch.tensor([hash((start, member, generation)) % 10**6, generation])}
-        rng = np.random.Generator(np.random.PCG64([generation, int(member[1:])]))
-        path = self.directory.validation_file(PAIR, member, generation)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as stream:
-            np.save(stream, fitness / 100 + 0.01 * rng.standard_normal(len(DATES)))
-        return {
-            "generation": generation,
-            "state": self.store.save(weights),
-            "fitness": fitness,
-            "fitness_se": 0.1,
-            "idle": False,
-            "iterations": [
-                {
-                    "pair": PAIR,
-                    "member": member,
-                    "generation": generation,
-                    "iteration": generation,
-                    "skipped_steps": 0.0,
-                    "fitness": fitness,
-                }
-            ],
-        }
-
-    def play(self, *fitness: float) -> dict[str, str]:
-        """One generation; returns the state each member ended with."""
-        ended = {}
-        for i, value in enumerate(fitness):
-            result = self.result(f"m{i:02d}", value)
-            ended[f"m{i:02d}"] = result["state"]
-            self.population.report(f"m{i:02d}", result)
-        assert self.population.ready
-        self.population.commit()
-        return ended
+from rayconf import RunConfig, UserError
+from tests.pbt.rehearsal import PAIR, Rehearsal
 
 
 def test_a_spike_survives_its_decay(tmp_path: Path) -> None:
@@ -134,7 +66,9 @@ def test_broken_members_are_neither_archived_nor_kept(tmp_path: Path) -> None:
     stage = Rehearsal(tmp_path)
     stage.play(BROKEN, BROKEN, BROKEN, 0.1)
     assert [s.member for s in stage.population.committed.archive] == ["m03"]
-    assert {m.parent for m in stage.population.committed.members.values()} == {"m03"}
+    members = stage.population.committed.members
+    assert {members[name].parent for name in ("m01", "m02", "m03")} == {"m03"}
+    assert (members["m00"].state, members["m00"].trained) == (None, 0), "a broken reference starts over"
 
 
 def test_a_member_lost_too_often_is_replaced(tmp_path: Path) -> None:
@@ -179,6 +113,15 @@ def test_a_damaged_manifest_is_one_clear_line(tmp_path: Path) -> None:
     stage.directory.manifest(PAIR).write_text("{")
     with pytest.raises(UserError, match=r"SYNA_SYNB\.json"):
         Population.read(stage.directory.manifest(PAIR))
+
+
+@pytest.mark.parametrize("schema", [1, 3, None])
+def test_a_manifest_of_another_schema_is_refused(tmp_path: Path, schema: int | None) -> None:
+    stage = Rehearsal(tmp_path)
+    path = stage.directory.manifest(PAIR)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": schema}))
+    with pytest.raises(UserError, match=f"schema {schema}; this version reads schema 2"):
+        Population.read(path)
 
 
 def test_schedule_walks_through_donors(tmp_path: Path) -> None:
