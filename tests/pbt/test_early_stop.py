@@ -1,9 +1,11 @@
 """Under the real Tune: a pair that ends early while the other goes on; a member whose ticket freezes its encoder."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -13,7 +15,7 @@ from ray.tune.experiment import Trial
 from analysis.frames import read_jsonl
 from envs.market import PairMarket
 from pbt.decisions import Decision
-from pbt.manifest import Mark
+from pbt.manifest import Mark, Peak
 from pbt.member import PairMember, ticket
 from pbt.pipeline import load_population
 from pbt.population import PairPopulation
@@ -37,13 +39,22 @@ def test_one_pair_ends_early_and_the_other_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run = changed(tiny_run, iterations=3, patience=2)
+    run = changed(tiny_run, iterations=3, patience=2, on_drop="freeze")
     directory = RunDir(tmp_path / "run", run.identity)
     directory.create()
     populations = {pair: load_population(run, directory, market) for pair, market in tiny_markets.items()}
     # Nothing beats this mark, so two generations without progress end the pair; the other has at most one by then.
     early = populations[EARLY]
     early.committed = early.committed.advanced(mark=Mark(1000.0, 0.0))
+    # Nobody comes near this peak either, so whoever is not replaced at the other's first barrier is frozen.
+    late = populations[LATE]
+    planted = directory.validation_file(LATE, "m09", 0)
+    planted.parent.mkdir(parents=True)
+    np.save(planted, np.linspace(0.04, 0.05, len(late._clock.dates)))
+    peak = Peak("0" * 16, "m09", 0, 1000.0, 0)
+    members = {name: replace(m, peak=peak, frozen=name == "m00") for name, m in late.committed.members.items()}
+    late.committed = late.committed.advanced(members=members)
+    tickets: list[dict[str, bool]] = []
     barriers: list[tuple[str, int, set[str]]] = []
     schedulers: list[PairPBT] = []
     build = PairPBT.__init__
@@ -55,6 +66,10 @@ def test_one_pair_ends_early_and_the_other_goes_on(
     monkeypatch.setattr(PairPBT, "__init__", remember)
 
     def listen(event: str, population: PairPopulation, decisions: list[Decision] | None) -> None:
+        own = {m: t.config["ticket"]["frozen"] for (p, m), t in schedulers[0]._trials.items() if p == population.pair}
+        if population.pair == LATE and not population.complete and (event == "barrier" or not tickets):
+            assert own == {name: member.frozen for name, member in population.committed.members.items()}
+            tickets.append(own)
         if event == "barrier":
             barriers.append((population.pair, population.generation, {d.operation for d in decisions or ()}))
 
@@ -69,6 +84,8 @@ def test_one_pair_ends_early_and_the_other_goes_on(
     assert (EARLY, 2, {"stop"}) in barriers
     assert (LATE, 3, {"stop"}) in barriers
     assert barriers.index((EARLY, 2, {"stop"})) < barriers.index((LATE, 3, {"stop"}))
+    assert tickets[0] == {"m00": True, "m01": False, "m02": False}
+    assert tickets[1] in ({"m00": False, "m01": i, "m02": j} for i, j in ((True, False), (False, True), (True, True)))
     trials = schedulers[0]._trials
     assert len(trials) == 6
     assert {trial.status for trial in trials.values()} == {Trial.TERMINATED}
