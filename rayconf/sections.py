@@ -301,7 +301,7 @@ class PBTConfig(Section):
     """A fall counts when its paired gap exceeds this many standard errors."""
     fitness: Literal["sharpe", "growth"] = "sharpe"
     """``sharpe``: floored Sharpe, median of rolling windows less one error; ``growth``: log growth less one."""
-    fitness_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    fitness_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Weight of the past in the exponential mean of fitness that ranks members; 0 ranks by the last evaluation."""
     window: Annotated[int, Field(ge=21)] = 126
     """Length of a rolling validation window in sessions."""

@@ -95,7 +95,7 @@ def test_a_lost_members_row_names_who_trained_its_state(tmp_path: Path) -> None:
 
 
 def test_patience_ends_a_pair_and_small_steps_add_up(tmp_path: Path) -> None:
-    stage = Rehearsal(tmp_path, "pbt.patience=2", STEADY, "pbt.iterations=9")
+    stage = Rehearsal(tmp_path, "pbt.patience=2", "pbt.fitness_smoothing=0", STEADY, "pbt.iterations=9")
     for i, (best, waited) in enumerate([(1.0, 0), (1.06, 1), (1.12, 0), (1.0, 1)], start=1):
         stage.play(best, 0.2, 0.3, 0.1)
         named = Population.read(stage.directory.manifest(PAIR))

@@ -39,7 +39,7 @@ def test_one_pair_ends_early_and_the_other_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run = changed(tiny_run, iterations=3, patience=2, on_drop="freeze")
+    run = changed(tiny_run, iterations=3, patience=2, fitness_smoothing=0.0, on_drop="freeze")
     directory = RunDir(tmp_path / "run", run.identity)
     directory.create()
     populations = {pair: load_population(run, directory, market) for pair, market in tiny_markets.items()}
