@@ -34,6 +34,7 @@ def train(
     populations: Mapping[str, PairPopulation],
     slots: int,
     listeners: Sequence[Listener],
+    trainable: type[tune.Trainable] = PairMember,
 ) -> None:
     """Train every population to its last generation.
 
@@ -44,6 +45,7 @@ def train(
         populations: Committed populations; complete ones are left alone.
         slots: Actors that train side by side.
         listeners: Told of results, failures and barriers.
+        trainable: What trains a ticket's generation.
     """
     tickets = [
         ticket(
@@ -68,7 +70,7 @@ def train(
     scheduler = PairPBT(run, directory.path.resolve(), populations, slots)
     attempt = 1 + sum(1 for _ in directory.tune.glob("attempt-*"))
     tuner = tune.Tuner(
-        tune.with_parameters(PairMember, markets=dict(markets)),
+        tune.with_parameters(trainable, markets=dict(markets)),
         param_space={"ticket": tune.grid_search(tickets)},
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
