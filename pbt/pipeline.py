@@ -48,6 +48,12 @@ def with_versions(run: RunConfig) -> RunConfig:
     return run.model_copy(update={"versions": {"python": sys.version.split()[0], **found}})
 
 
+def other_versions(run: RunConfig) -> list[str]:
+    """Packages of another version here than made the run, as text."""
+    here = with_versions(run).versions
+    return [f"{name} {was} (here {here[name]})" for name, was in run.versions.items() if here.get(name, was) != was]
+
+
 def begin(run: RunConfig, directory: RunDir, markets: Mapping[str, PairMarket]) -> None:
     """Write the config and the first events of a fresh run."""
     directory.config.write_text(with_versions(run).to_yaml())

@@ -8,8 +8,8 @@ import numpy as np
 from analysis.frames import append_jsonl
 from pbt import fitness
 from pbt.decisions import Decision, Standing, decide
+from pbt.generation import training_key
 from pbt.manifest import Member, Population, Snapshot
-from pbt.member import training_key
 from pbt.run_dir import RunDir, member_name
 from pbt.search import initial_values
 from pbt.store import StateStore

@@ -36,6 +36,7 @@ class RunDir:
         self.validation = path / "members" / "validation"
         self.tune = path / "tune"
         self.survivors = path / "survivors"
+        self.replays = path / "replays"
         self.tensorboard = path / "tensorboard"
         self.report = path / "report.html"
         self.summary_csv = path / "summary.csv"
