@@ -13,7 +13,7 @@ import ray
 from rich.console import Console
 
 from algos.policy import EnsemblePolicy
-from analysis.frames import KEYS, append_jsonl, daily_schema, keep_last, read_jsonl, write_frame
+from analysis.frames import KEYS, append_jsonl, daily_schema, keep_last, read_jsonl, write_frame, write_text
 from analysis.report import write_report
 from analysis.summary import build_summary, write_summary
 from analysis.tables import BARS_TO_BEAT, comparison_of, print_final_table
@@ -56,7 +56,7 @@ def other_versions(run: RunConfig) -> list[str]:
 
 def begin(run: RunConfig, directory: RunDir, markets: Mapping[str, PairMarket]) -> None:
     """Write the config and the first events of a fresh run."""
-    directory.config.write_text(with_versions(run).to_yaml())
+    write_text(directory.config, with_versions(run).to_yaml())
     directory.event("start", f"seed {run.seed}")
     for pair, market in markets.items():
         directory.event("plan", "\n".join((*market.notes, *_fitness_note(run, market))), pair=pair)

@@ -30,6 +30,7 @@ class RunDir:
         self.path = path
         self.identity = identity
         self.config = path / "config.yaml"
+        self.extension = path / "extension.yaml"
         self.frames = path / "frames"
         self.state = path / "state"
         self.states = path / "members" / "states"
@@ -65,6 +66,11 @@ class RunDir:
         """Raise ``UserError`` unless a run lies here."""
         if not self.config.is_file():
             raise UserError(f"{self.path} holds no run: config.yaml is missing")
+
+    @property
+    def config_in_force(self) -> Path:
+        """The config of what the run is doing: ``extension.yaml`` while new pairs are joining, else ``config.yaml``."""
+        return self.extension if self.extension.is_file() else self.config
 
     def manifest(self, pair: str) -> Path:
         """The committed state of a pair's population."""
