@@ -74,7 +74,7 @@ def _backtest(path: Path, grid: dict[str, list[float]], address: str | None) -> 
     stored = build_config(load_file(directory.config))
     directory.identity = stored.identity
     run = with_grid(stored, grid)
-    known = known_survivors(directory.summary_json)
+    known = [row for row in known_survivors(directory.summary_json) if row["pair"] in stored.data.pairs]
     policies: dict[str, Any] = {}
     for row in known:
         policy = Policy.load(directory.survivor(row["pair"], row["rank"]))

@@ -21,7 +21,7 @@ class Member:
     hyperparameters: Values
     """In force in the next generation."""
     parent: str
-    """Member whose state that is."""
+    """Member whose state that is; at the start of a transferred one PAIR:member:generation."""
     fitness_history: tuple[float, ...] = ()
     """Fitness of the weights it carries, generation by generation; it follows the weights at an exploit."""
 
@@ -59,12 +59,14 @@ class Population:
     archive: tuple[Snapshot, ...] = ()
     previous: tuple[str, ...] = field(default=())
     """States named by the commit before, kept until the next one."""
+    bases: dict[str, str] = field(default_factory=dict)
+    """States that members came with from other pairs, kept so that replays can start there: digest to source."""
     schema: int = SCHEMA
 
     def states(self) -> set[str]:
-        """Digests this commit needs: members, archive and the commit before."""
+        """Digests this commit needs: members, archive, bases and the commit before."""
         own = {member.state for member in self.members.values() if member.state is not None}
-        return own | {snapshot.state for snapshot in self.archive} | set(self.previous)
+        return own | {snapshot.state for snapshot in self.archive} | {*self.previous, *self.bases}
 
     def archived(self, snapshots: list[Snapshot], size: int) -> tuple[Snapshot, ...]:
         """The best ``size`` of the archive and the new snapshots; each state once."""

@@ -96,7 +96,7 @@ def _chosen(run: RunConfig, directory: "RunDir", args: argparse.Namespace) -> "S
     from pbt.backtest import known_survivors
     from pbt.manifest import Population
 
-    known = [row for row in known_survivors(directory.summary_json) if row["pair"] == args.pair]
+    known = [row for row in known_survivors(directory.summary_json) if row["pair"] == args.pair in run.data.pairs]
     if not known:
         raise UserError(f"--pair: {args.pair!r} is no pair of this run; choose one of {', '.join(run.data.pairs)}")
     if args.seed is not None and args.seed < 0:

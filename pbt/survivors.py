@@ -56,14 +56,18 @@ def choose(archive: Sequence[Snapshot], streams: Mapping[str, np.ndarray], count
 
 def policy_from_state(state: State, run: RunConfig, feature_names: Sequence[str]) -> Policy:
     """The evaluation policy of a boundary state: averaged weights over their total weight."""
+    return build_policy(averaged_weights(state), run, feature_names)
+
+
+def averaged_weights(state: State) -> dict[str, torch.Tensor]:
+    """The weights that evaluation uses, by parameter name: the averaged ones over their total weight."""
     weight = float(state["ema_weight"])
     source = "ema/" if weight > 0 else "module/"
-    weights: dict[str, torch.Tensor] = {
+    return {
         name.removeprefix(source): tensor / weight if weight > 0 else tensor
         for name, tensor in state.items()
         if name.startswith(source)
     }
-    return build_policy(weights, run, feature_names)
 
 
 def load_survivors(run: RunConfig, directory: RunDir, population: Population, market: PairMarket) -> list[Survivor]:
