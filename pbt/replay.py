@@ -83,7 +83,7 @@ def _replay(args: argparse.Namespace) -> int:
             done.append(one)
             where = f"{len(done)}/{len(segments)}  {one.segment.name}  {one.segment.operation:8}"
             if args.seed is None:
-                verdict = f"weights {one.state}  equal" if one.equal else f"differs: {difference(one, store)}"
+                verdict = f"state {one.state}  equal" if one.equal else f"differs: {difference(one, store)}"
             else:
                 verdict = f"fitness {_signed(one.trained.evaluation.figures['fitness'])}"
                 verdict += f"  recorded {_signed(one.segment.fitness)}"
@@ -134,7 +134,7 @@ def _conclude(
     from pbt.survivors import policy_from_state
 
     policy = policy_from_state(done[-1].trained.state, run, market.scaler.names)
-    # Equal weights have the test results that the run already holds; any others would be a new look at the test span.
+    # Equal states have the test results that the run already holds; any others would be a new look at the test span.
     known = args.seed is None and done[-1].equal
     if args.test and not known:
         directory.event("look", f"replay of survivor {args.rank}{_under(args.seed)}", pair=args.pair)
@@ -165,7 +165,7 @@ def _verdicts(
             return [f"different  from segment {first} on ({done[first - 1].segment.name})"], DIFFERENT
         where = first_difference(recorded, daily)
         if where is not None:
-            return [f"different  equal weights, but the daily rows differ {where}"], DIFFERENT
+            return [f"different  equal states, but the daily rows differ {where}"], DIFFERENT
         rows = f"{daily.num_rows} daily rows"
         return [f"equal      every segment ({len(done)}) and all {rows}, to the bit"], EQUAL
     ours, theirs = done[-1].trained.evaluation.figures["fitness"], done[-1].segment.fitness

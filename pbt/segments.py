@@ -149,10 +149,13 @@ def retrain(
 
 def difference(replayed: Replayed, store: StateStore) -> str:
     """Where a segment's state differs from the recorded one, as far as that is still kept."""
-    text = f"weights {replayed.state}, recorded {replayed.segment.recorded}"
+    text = f"state {replayed.state}, recorded {replayed.segment.recorded}"
     if replayed.segment.recorded not in store.names():
         return text
-    ours, theirs = replayed.trained.state, store.load(replayed.segment.recorded)
+    try:
+        ours, theirs = replayed.trained.state, store.load(replayed.segment.recorded)
+    except CorruptStateError as error:
+        return f"{text}; {error}"
     odd = [
         n for n in sorted(ours.keys() | theirs.keys()) if n not in ours or n not in theirs or _unlike(ours, theirs, n)
     ]
