@@ -62,7 +62,7 @@ def test_a_run_that_is_being_written_is_read_up_to_its_last_whole_line(run: Path
     whole = {path: path.read_bytes() for path in (directory.state).glob("*.jsonl")}
     committed = {pair: Population.read(directory.manifest(pair)) for pair in ("SYNA/SYNB", PAIR)}
     rng = random.Random(1)
-    for _ in range(60):
+    for _ in range(30):
         for pair, population in committed.items():
             population.advanced(generation=rng.choice((0, 1, 2))).write(directory.manifest(pair))
         cuts = {path: rng.randrange(len(content) + 1) for path, content in whole.items()}
