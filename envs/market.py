@@ -171,10 +171,19 @@ def build_market(pair: str, a: Bars, b: Bars, run: RunConfig, borders: Borders |
 def load_markets(run: RunConfig) -> dict[str, PairMarket]:
     """All pairs of a run, from its data directory or the synthetic market, on common split borders."""
     legs = _load_legs(run)
+    borders = _common_borders(legs, run)
+    return {pair: build_market(pair, a, b, run, borders) for pair, (a, b) in legs.items()}
+
+
+def run_borders(run: RunConfig) -> Borders:
+    """The split borders of a run's markets, without building them."""
+    return _common_borders(_load_legs(run), run)
+
+
+def _common_borders(legs: dict[str, tuple[Bars, Bars]], run: RunConfig) -> Borders:
     dates = {pair: join_bars(a, b)[0].dates for pair, (a, b) in legs.items()}
     longest = max(dates, key=lambda pair: len(dates[pair]))
-    borders = split_borders(longest, dates[longest], run.split)
-    return {pair: build_market(pair, a, b, run, borders) for pair, (a, b) in legs.items()}
+    return split_borders(longest, dates[longest], run.split)
 
 
 def _load_legs(run: RunConfig) -> dict[str, tuple[Bars, Bars]]:

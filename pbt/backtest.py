@@ -74,7 +74,7 @@ def _backtest(path: Path, grid: dict[str, list[float]], address: str | None) -> 
     stored = build_config(load_file(directory.config))
     directory.identity = stored.identity
     run = with_grid(stored, grid)
-    known = _survivors(directory.summary_json)
+    known = [row for row in known_survivors(directory.summary_json) if row["pair"] in stored.data.pairs]
     policies: dict[str, Any] = {}
     for row in known:
         policy = Policy.load(directory.survivor(row["pair"], row["rank"]))
@@ -97,7 +97,7 @@ def _backtest(path: Path, grid: dict[str, list[float]], address: str | None) -> 
     return target
 
 
-def _survivors(path: Path) -> list[dict[str, Any]]:
+def known_survivors(path: Path) -> list[dict[str, Any]]:
     """Pair, policy name, rank, member and generation of every survivor of a complete run."""
     try:
         pairs = json.loads(path.read_text())["pairs"]

@@ -52,10 +52,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", metavar="NAME", help="default, smoke, log-pairs or study (default: default)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML over the preset, e.g. another run's config")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", dest="assignments", help="any field")
-    parser.add_argument("--run-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs live")
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where runs live (default: runs)")
     parser.add_argument("--name", help="name of the run's directory (default: preset, date and time)")
     parser.add_argument("--address", metavar="ADDR", help="join this Ray cluster (auto: the local one)")
     parser.add_argument("--resume", action="store_true", help="go on with the run --name from its last commit")
+    parser.add_argument("--extend", type=Path, metavar="RUN", help="train --pairs in addition to a finished run's")
     parser.add_argument("--dry-run", action="store_true", help="print plan and search space, write nothing")
     return parser
 
@@ -79,19 +80,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _launch(args: argparse.Namespace) -> int:
     from rayconf.session import machine_resources, plan, start_ray
 
-    config = _resumed(args) if args.resume else _fresh(args)
+    folder = args.run_dir or Path("runs")
+    if args.extend:
+        path = args.extend if args.run_dir is None else folder / args.extend
+        folder, config = path.resolve().parent, _extended(args, path)
+    else:
+        config = _resumed(args, folder) if args.resume else _fresh(args)
     machine = machine_resources(config.resources)
-    planned = plan(config, machine.cpus, machine.gpus)
 
     from envs.market import load_markets
     from pbt.run_dir import RunDir
 
-    directory = RunDir(args.run_dir / (config.name or ""), config.identity)
-    if not args.resume and directory.path.exists() and not args.dry_run:
+    directory = RunDir(folder / (config.name or ""), config.identity)
+    fresh = not args.resume and not args.extend
+    if fresh and directory.path.exists() and not args.dry_run:
         directory.create()  # raises: the name is taken
     markets = load_markets(config)
+    working = _training(config, directory, args)
+    planned = plan(working, machine.cpus, machine.gpus)
+    if args.extend:
+        from pbt.extension import check_features
+
+        check_features(markets, working.data.pairs)
     if args.dry_run:
-        _describe(config, planned.lines(), [note for market in markets.values() for note in market.notes])
+        _describe(config, planned.lines(), [note for pair in working.data.pairs for note in markets[pair].notes])
         return OK
     if args.resume and _complete(directory):
         print(f"complete; report {directory.report}")
@@ -102,10 +114,10 @@ def _launch(args: argparse.Namespace) -> int:
 
     try:
         if args.address is None:
-            _open(config, directory, markets, machine, resume=args.resume)
+            _open(args, config, working, directory, markets, machine)
         with start_ray(config.resources, args.address) as found:
             if args.address is not None:  # a cluster that does not answer leaves no run behind
-                _open(config, directory, markets, found, resume=args.resume)
+                _open(args, config, working, directory, markets, found)
             execute(config, directory, markets, found, Console())
     except SystemExit:  # SIGTERM
         print(f"pairpbt: terminated; go on with --resume --name {directory.name}", file=sys.stderr)
@@ -125,29 +137,31 @@ def _launch(args: argparse.Namespace) -> int:
 
 
 def _open(
+    args: argparse.Namespace,
     config: RunConfig,
+    working: RunConfig,
     directory: "RunDir",
     markets: "dict[str, PairMarket]",
     machine: "Machine",
-    *,
-    resume: bool,
 ) -> None:
     """Make the run's directory, or bring that of a resumed run back to its last commit; say what will happen."""
-    from pbt.pipeline import begin, recover
+    from pbt.pipeline import begin, begin_extension, recover
     from rayconf.session import plan
 
-    if not resume:
+    if not args.resume and not args.extend:
         directory.create()
     logging.basicConfig(
         filename=directory.log, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     logging.getLogger("pbt").setLevel(logging.INFO)
-    if resume:
+    if args.resume:
         recover(directory, config)
+    elif args.extend:
+        begin_extension(config, directory, markets, working.data.pairs)
     else:
         begin(config, directory, markets)
-    notes = (note for market in markets.values() for note in market.notes)
-    for line in (*plan(config, machine.cpus, machine.gpus).lines(), *notes):
+    notes = (note for pair in working.data.pairs for note in markets[pair].notes)
+    for line in (*plan(working, machine.cpus, machine.gpus).lines(), *notes):
         print(line, flush=True)
 
 
@@ -160,6 +174,9 @@ def _fresh(args: argparse.Namespace) -> RunConfig:
     config = load_config(preset, args.config, _flags(args), args.assignments)
     name = args.name or config.name or f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
     config = build_config({**config.model_dump(), "name": name, "versions": {}})
+    if config.data.transferred:
+        joined = ", ".join(config.data.transferred)
+        raise UserError(f"data.transferred: {joined} joined another run; launch without them and add them by --extend")
     if preset == "log-pairs" and config.data.dir is None:
         raise UserError(
             "--data-dir: preset log-pairs needs prices; give a directory with one CSV or Parquet per ticker"
@@ -167,16 +184,49 @@ def _fresh(args: argparse.Namespace) -> RunConfig:
     return config
 
 
-def _resumed(args: argparse.Namespace) -> RunConfig:
+def _extended(args: argparse.Namespace, path: Path) -> RunConfig:
+    """The config of a finished run with more pairs. Raises ``UserError`` where that cannot be."""
+    from pbt.extension import extended_config
+    from pbt.run_dir import RunDir
+
+    given = [name for name in ("preset", "config", "name", "resume") if getattr(args, name)]
+    given += [flag for flag in ALIASES if flag != "pairs" and getattr(args, flag) is not None]
+    if given or args.assignments:
+        flag = (given or ["set"])[0].replace("_", "-")
+        raise UserError(f"--{flag}: leave it out, the config of the run that is extended holds; give --pairs alone")
+    if args.pairs is None:
+        raise UserError("--extend: by which pairs? give --pairs")
+    directory = RunDir(path.resolve())
+    directory.require()
+    if directory.extension.is_file():
+        raise UserError(f"--extend: {path} is being extended already; go on with --resume --name {directory.name}")
+    if not _complete(directory):
+        raise UserError(f"--extend: {path} is not finished; finish it with --resume --name {directory.name}")
+    return extended_config(directory, args.pairs)
+
+
+def _training(config: RunConfig, directory: "RunDir", args: argparse.Namespace) -> RunConfig:
+    """The config with the pairs alone that will be trained: not those of a finished run that others join."""
+    from pbt.extension import joining
+
+    if args.extend:
+        finished = build_config(load_file(directory.config)).data.pairs
+        pairs = tuple(pair for pair in config.data.pairs if pair not in finished)
+    else:
+        pairs = joining(directory, config)
+    return config.model_copy(update={"data": config.data.model_copy(update={"pairs": pairs})})
+
+
+def _resumed(args: argparse.Namespace, folder: Path) -> RunConfig:
     """The stored config, with what may change changed. Raises ``UserError`` naming any other difference."""
     from pbt.run_dir import RunDir
 
     if args.name is None:
         raise UserError("--resume: which run? give its --name")
-    directory = RunDir(args.run_dir / args.name)
+    directory = RunDir(folder / args.name)
     if not directory.config.is_file():
         raise UserError(f"--resume: {directory.path} holds no run to go on with")
-    stored = build_config(load_file(directory.config))
+    stored = build_config(load_file(directory.config_in_force))
     if args.preset or args.config:
         wanted = load_config(args.preset or "default", args.config, _flags(args), args.assignments)
     else:
@@ -212,6 +262,8 @@ def _difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> t
 def _complete(directory: "RunDir") -> bool:
     import json
 
+    if directory.extension.is_file():
+        return False
     with contextlib.suppress(OSError, ValueError):
         return bool(json.loads(directory.summary_json.read_text())["status"] == "complete")
     return False

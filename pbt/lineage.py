@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pbt.generation import training_key
 from pbt.manifest import Member
-from pbt.member import training_key
 from pbt.standings import Decision, Standing, arm_of
 from rayconf.run_config import RunConfig
 

@@ -34,7 +34,7 @@ class Member:
     hyperparameters: Values
     """In force in the next generation."""
     parent: str
-    """Member that trained that state."""
+    """Member that trained that state; at the start of a transferred one PAIR:member:generation."""
     trained: int = 0
     """Generation that trained it; 0: none."""
     fitness_history: tuple[float, ...] = ()
@@ -108,12 +108,14 @@ class Population:
     """History for PB2, oldest first."""
     previous: tuple[str, ...] = field(default=())
     """States named by the commit before, kept until the next one."""
+    bases: dict[str, str] = field(default_factory=dict)
+    """States that members came with from other pairs, kept so that replays can start there: digest to source."""
     schema: int = SCHEMA
 
     def states(self) -> set[str]:
-        """Digests this commit needs: members and their peaks, archive and the commit before."""
+        """Digests this commit needs: members and their peaks, archive, bases and the commit before."""
         own = {state for member in self.members.values() for state in member.states()}
-        return own | {snapshot.state for snapshot in self.archive} | set(self.previous)
+        return own | {snapshot.state for snapshot in self.archive} | {*self.previous, *self.bases}
 
     def archived(self, snapshots: list[Snapshot], size: int) -> tuple[Snapshot, ...]:
         """The best ``size`` of the archive and the new snapshots; each state once."""

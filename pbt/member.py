@@ -2,8 +2,8 @@
 
 A ticket names everything a generation starts from: pair, member, number of the generation, hyperparameters,
 the digest of a state, and whether the market encoder rests. Actors are interchangeable: whichever process gets
-the ticket builds a fresh algorithm, loads the state, keys every random stream and trains. Tune's own checkpoint
-is a mere pointer.
+the ticket builds a fresh algorithm, loads the state, keys every random stream and trains, see ``pbt.generation``.
+Tune's own checkpoint is a mere pointer.
 """
 
 import contextlib
@@ -20,29 +20,15 @@ from typing import Any
 import numpy as np
 import psutil
 import ray
-import torch
 from ray import tune
 
 from algos.config import PairPPOConfig
-from algos.markets import provide
 from algos.pair_ppo import PairPPO
-from algos.policy import Policy
-from algos.stack import decide_on
-from analysis.metrics import session_returns, sharpe
-from envs.batched import uses_drawdown
-from envs.ledger import Terms
-from envs.market import PairMarket, Span
-from envs.replay import replay
-from pbt import fitness
+from envs.market import PairMarket
+from pbt.generation import Iteration, enter, initial_key, train_generation, training_key
 from pbt.run_dir import RunDir
 from pbt.store import StateStore
-from rayconf.keys import derive_key
 from rayconf.run_config import RunConfig
-
-
-def training_key(run: RunConfig, pair: str, member: str, generation: int) -> int:
-    """Key of all random streams of one member's generation (counted from 1)."""
-    return derive_key(run.seed, pair, member, generation, "train")
 
 
 def ticket(
@@ -87,14 +73,11 @@ class PairMember(PairPPO):
 
     def setup(self, config: PairPPOConfig, markets: Mapping[str, ray.ObjectRef] | None = None) -> None:
         """Build the algorithm on the market that the driver put into the object store, and load the state."""
-        torch.set_num_threads(self._run.resources.torch_threads)
         self._market: PairMarket = ray.get((markets or {})[self._pair])
-        provide(self._run, self._pair, self._market)
+        enter(self._run, self._pair, self._market)
         super().setup(config)
-        if self._ticket["state"] is not None:
-            self.load_boundary_state(self._store.load(self._ticket["state"]))
-        if self._ticket["frozen"]:
-            self.freeze_encoder()
+        digest = self._ticket["state"]
+        self._start = None if digest is None else self._store.load(digest)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next ticket in the same process; everything is rebuilt."""
@@ -110,32 +93,26 @@ class PairMember(PairPPO):
         The seconds of a row add up to the time since this process's previous row, or since it was started.
         """
         number = self._ticket["generation"] + 1
-        self.reseed(training_key(self._run, self._pair, self._member, number))
-        started = time.time()
-        iterations = [self._iterate(number, i) for i in range(self._run.pbt.interval)]
-
+        key = training_key(self._run, self._pair, self._member, number)
+        trained = train_generation(self, self._market, self._start, key, number, frozen=self._ticket["frozen"])
+        iterations = [self._row(number, i, iteration) for i, iteration in enumerate(trained.iterations)]
         clock = time.perf_counter()
-        policy = self.evaluation_policy()
-        evaluation = self._evaluate(policy, number)
-        evaluated = time.perf_counter()
-        state = self._store.save(self.boundary_state())
-        last = iterations[-1]
+        self._keep(trained.evaluation.net_return, number)
+        state = self._store.save(trained.state)
+        figures, last = trained.evaluation.figures, iterations[-1]
         last.update(
-            fitness=evaluation["fitness"],
-            fitness_se=evaluation["fitness_se"],
-            val_sharpe=evaluation["val_sharpe"],
-            train_sharpe=evaluation["train_sharpe"],
-            evaluation_seconds=evaluated - clock,
-            checkpoint_seconds=time.perf_counter() - evaluated,
+            {name: value for name, value in figures.items() if name != "idle"},
+            evaluation_seconds=trained.evaluation_seconds,
+            checkpoint_seconds=trained.state_seconds + time.perf_counter() - clock,
             wall_time=time.time(),
         )
         if PairMember._idle_since is None:
-            iterations[0]["startup_seconds"] = started - psutil.Process().create_time()
+            iterations[0]["startup_seconds"] = trained.began - psutil.Process().create_time()
         else:
-            iterations[0]["switch_seconds"] = started - PairMember._idle_since
+            iterations[0]["switch_seconds"] = trained.began - PairMember._idle_since
             iterations[0]["wait_seconds"] = self._wait_seconds
         PairMember._idle_since = last["wall_time"]
-        return {"generation": number, "state": state, "iterations": iterations, **evaluation}
+        return {"generation": number, "state": state, "iterations": iterations, **figures}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """A pointer: the state itself was saved by content when the generation ended."""
@@ -157,18 +134,14 @@ class PairMember(PairPPO):
         self._pair, self._member = new["pair"], new["member"]
         directory = RunDir(Path(new["directory"]))
         self._directory, self._store = directory, StateStore(directory.states)
-        key = derive_key(run.seed, self._pair, self._member, "init")
-        return PairPPOConfig.from_run(self._run, self._pair, key=key)
+        return PairPPOConfig.from_run(self._run, self._pair, key=initial_key(run, self._pair, self._member))
 
-    def _iterate(self, generation: int, index: int) -> dict[str, Any]:
-        started = time.perf_counter()
-        super().step()
-        metrics = self.last_iteration()
+    def _row(self, generation: int, index: int, done: Iteration) -> dict[str, Any]:
+        metrics = dict(done.figures)
         iteration = (generation - 1) * self._run.pbt.interval + index + 1
         steps = metrics.pop("env_steps")
-        seconds = time.perf_counter() - started
         # RLlib's own bookkeeping around a training step belongs to no other part.
-        metrics["learner_seconds"] = seconds - metrics["env_seconds"] - metrics["policy_seconds"]
+        metrics["learner_seconds"] = done.seconds - metrics["env_seconds"] - metrics["policy_seconds"]
         return {
             "pair": self._pair,
             "member": self._member,
@@ -177,53 +150,10 @@ class PairMember(PairPPO):
             "env_steps": int(steps) * iteration,
             **metrics,
             **{f"hp_{name}": value for name, value in self._ticket["hyperparameters"].items()},
-            "steps_per_second": steps / seconds,
-            "wall_time": time.time(),
+            "steps_per_second": steps / done.seconds,
+            "wall_time": done.wall_time,
             "host": socket.gethostname(),
             "actor_pid": os.getpid(),
-        }
-
-    def _evaluate(self, policy: Policy, generation: int) -> dict[str, Any]:
-        """Run the deterministic policy over validation, beside it over the end of train, from cash."""
-        market, run = self._market, self._run
-        span = market.splits["validation"]
-        spans = [span]
-        train = market.splits["train"]
-        if train.rows >= span.rows:
-            spans.append(Span(train.stop - 1 - span.rows, train.stop))
-        result = replay(
-            market,
-            spans,
-            decide_on([policy], torch.tensor(market.features)),
-            Terms.from_costs(run.costs),
-            run.env.lag,
-            batch=len(spans),
-            leverage=run.costs.leverage,
-            drawdown=uses_drawdown(run),
-        )
-        dates = market.dates[result.fill_bar]
-        per_year = market.sessions_per_year
-        measured = fitness.evaluate(
-            result.net_return[:, 0],
-            result.gross[:, 0],
-            dates[:, 0],
-            per_year,
-            bool(result.equity[-1, 0] <= run.costs.ruin_fraction),
-            run.pbt,
-            run.seed,
-            self._pair,
-            generation,
-        )
-        self._keep(result.net_return[:, 0], generation)
-        sharpes = [
-            sharpe(session_returns(result.net_return[:, row], dates[:, row])[0], per_year) for row in range(len(spans))
-        ]
-        return {
-            "fitness": measured.value,
-            "fitness_se": measured.se,
-            "idle": measured.idle,
-            "val_sharpe": sharpes[0],
-            "train_sharpe": sharpes[1] if len(sharpes) > 1 else None,
         }
 
     def _keep(self, net_return: np.ndarray, generation: int) -> None:

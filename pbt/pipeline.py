@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from rich.console import Console
 
 from algos.policy import EnsemblePolicy
-from analysis.frames import KEYS, append_jsonl, daily_schema, keep_last, read_jsonl, write_frame
+from analysis.frames import KEYS, append_jsonl, daily_schema, keep_last, read_frame, read_jsonl, write_frame, write_text
 from analysis.report import write_report
 from analysis.summary import build_summary, write_summary
 from analysis.tables import BARS_TO_BEAT, comparison_of, print_final_table
@@ -21,10 +22,11 @@ from analysis.timing import time_line, time_split
 from envs.market import PairMarket
 from pbt import fitness
 from pbt import population as populations_of
+from pbt.extension import join, joining, plan_lines, write_extension
 from pbt.manifest import Population
 from pbt.population import PairClock, PairPopulation
 from pbt.progress import ProgressView
-from pbt.results import write_events, write_summary_json, write_training_frames
+from pbt.results import known_notes, write_events, write_summary_json, write_training_frames
 from pbt.run_dir import RunDir
 from pbt.simulator import ENSEMBLE, Policies, backtest
 from pbt.startup import StartUp
@@ -50,12 +52,30 @@ def with_versions(run: RunConfig) -> RunConfig:
     return run.model_copy(update={"versions": {"python": sys.version.split()[0], **found}})
 
 
+def other_versions(run: RunConfig) -> list[str]:
+    """Packages of another version here than made the run, as text."""
+    here = with_versions(run).versions
+    return [f"{name} {was} (here {here[name]})" for name, was in run.versions.items() if here.get(name, was) != was]
+
+
 def begin(run: RunConfig, directory: RunDir, markets: Mapping[str, PairMarket]) -> None:
     """Write the config and the first events of a fresh run."""
-    directory.config.write_text(with_versions(run).to_yaml())
+    write_text(directory.config, with_versions(run).to_yaml())
     directory.event("start", f"seed {run.seed}")
     for pair, market in markets.items():
         directory.event("plan", "\n".join((*market.notes, *_fitness_note(run, market))), pair=pair)
+
+
+def begin_extension(run: RunConfig, directory: RunDir, markets: Mapping[str, PairMarket], new: Sequence[str]) -> None:
+    """Write the config of a finished run with ``new`` pairs and the first events of its extension."""
+    finished = [pair for pair in run.data.pairs if pair not in new]
+    other = other_versions(run)
+    write_extension(directory, with_versions(run))
+    note = f"; the finished pairs were made with {', '.join(other)}" if other else ""
+    directory.event("resume", f"extended by {', '.join(new)}{note}")
+    for pair in new:
+        lines = (*markets[pair].notes, *_fitness_note(run, markets[pair]), *plan_lines(run, directory, pair, finished))
+        directory.event("plan", "\n".join(lines), pair=pair)
 
 
 def _fitness_note(run: RunConfig, market: PairMarket) -> tuple[str, ...]:
@@ -92,7 +112,7 @@ def execute(
     run: RunConfig, directory: RunDir, markets: Mapping[str, PairMarket], machine: Machine, console: Console
 ) -> None:
     """Train what is not trained yet, then back-test and report; Ray is up."""
-    references = {pair: ray.put(market) for pair, market in markets.items()}
+    references = {pair: ray.put(markets[pair]) for pair in joining(directory, run)}
     slots = plan(run, machine.cpus, machine.gpus).slots
     populations = {pair: load_population(run, directory, market) for pair, market in markets.items()}
     tracking = Tracking(run, directory)
@@ -111,19 +131,36 @@ def finish(
     references: Mapping[str, ray.ObjectRef],
     populations: Mapping[str, Population],
 ) -> None:
-    """Survivors, backtest, frames, summary and report of a trained run."""
+    """Survivors, backtest, frames, summary and report of a trained run.
+
+    Pairs without a reference were finished before: their survivors and daily rows stay as they are.
+    """
     lineage = write_training_frames(run, directory, markets, populations)
     survivors: dict[str, list[Survivor]] = {}
     for pair, population in populations.items():
         survivors[pair] = load_survivors(run, directory, population, markets[pair])
-        for survivor in survivors[pair]:
+        for survivor in survivors[pair] if pair in references else ():
             export(run, directory, markets[pair], survivor, lineage)
     missing = [pair for pair, ranked in survivors.items() if not ranked]
     if missing:
         raise NoSurvivorError(f"{', '.join(missing)}: no survivor, every account was ruined or diverged on validation")
-    directory.event("look", "launch: survivors, ensemble and baselines over all scenarios")
-    policies = {pair: _policies(ranked) for pair, ranked in survivors.items()}
+    looked = "" if len(references) == len(survivors) else f" of {', '.join(references)}"
+    directory.event("look", f"launch: survivors, ensemble and baselines{looked} over all scenarios")
+    policies = {pair: _policies(survivors[pair]) for pair in references}
     rows, prepared = backtest(run, directory.identity, references, policies)
+    notes: dict[str, dict[str, Any]] = {
+        pair: {
+            "trials": run.pbt.population * populations[pair].generation,
+            "zscore": str(p.zscore),
+            "static_gross": list(p.static),
+        }
+        for pair, p in prepared.items()
+    }
+    if looked:
+        before = read_frame(directory.frame("daily"))
+        kept = pc.is_in(before.column("pair"), pa.array([pair for pair in survivors if pair not in references]))
+        rows = pa.concat_tables([rows, before.filter(kept)])
+        notes |= known_notes(directory, [pair for pair in survivors if pair not in references])
     daily = write_frame(rows, daily_schema(), KEYS["daily"], directory.frame("daily"))
     summary = write_summary(summary_of(run, markets, _known(survivors), daily), directory.path)
     directory.event("done")
@@ -133,14 +170,7 @@ def finish(
         directory,
         summary,
         survivors,
-        {
-            pair: {
-                "trials": run.pbt.population * populations[pair].generation,
-                "zscore": str(p.zscore),
-                "static_gross": list(p.static),
-            }
-            for pair, p in prepared.items()
-        },
+        notes,
         {pair: "; ".join(found.sentence() for found in bars if found is not None) for pair, bars in verdicts.items()},
         "complete",
     )
@@ -148,13 +178,21 @@ def finish(
     print_final_table(summary, daily)
     print(time_line(time_split(read_jsonl(directory.progress_journal))))
     shutil.rmtree(directory.tune, ignore_errors=True)
+    if directory.extension.is_file():
+        directory.extension.replace(directory.config)
 
 
 def load_population(run: RunConfig, directory: RunDir, market: PairMarket) -> PairPopulation:
     """The population of a pair at its last commit, or a fresh one."""
     manifest = directory.manifest(market.pair)
     known = manifest.is_file()
-    committed = Population.read(manifest) if known else populations_of.start(run, market.pair, directory)
+    if known:
+        committed = Population.read(manifest)
+    elif market.pair in run.data.transferred:
+        new = joining(directory, run)
+        committed = join(run, directory, market, [pair for pair in run.data.pairs if pair not in new])
+    else:
+        committed = populations_of.start(run, market.pair, directory)
     span = market.splits["validation"]
     clock = PairClock(market.dates[span.start : span.stop - 1], market.sessions_per_year)
     return PairPopulation(run, directory, clock, committed)

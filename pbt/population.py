@@ -29,13 +29,16 @@ class PairClock:
     sessions_per_year: float
 
 
-def start(run: RunConfig, pair: str, directory: RunDir) -> Population:
-    """A fresh population: hyperparameters drawn, nothing trained; committed, with its lineage rows."""
-    members = {}
-    for index in range(run.pbt.population):
-        name = member_name(index)
-        members[name] = Member(None, initial_values(run, pair, index), name)
-    population = Population(pair, 0, "running", members)
+def start(run: RunConfig, pair: str, directory: RunDir, members: dict[str, Member] | None = None) -> Population:
+    """A population before its first generation; committed, with its lineage rows.
+
+    ``members`` come from elsewhere, with states that are kept for good; None: hyperparameters drawn, nothing trained.
+    """
+    if members is None:
+        names = [member_name(index) for index in range(run.pbt.population)]
+        members = {name: Member(None, initial_values(run, pair, i), name) for i, name in enumerate(names)}
+    bases = {member.state: member.parent for member in members.values() if member.state is not None}
+    population = Population(pair, 0, "running", members, bases=bases)
     rows = [
         lineage_row(run, directory.identity, pair, 0, Decision(name, "start", name, member.hyperparameters), member)
         for name, member in members.items()

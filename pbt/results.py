@@ -31,6 +31,8 @@ from pbt.survivors import Survivor
 from rayconf.run_config import RunConfig
 
 SCHEMA = 1
+NOTES = ("trials", "zscore", "static_gross")
+"""Fields of a pair in ``summary.json``: the snapshots that validation saw, and what its baselines were fitted to."""
 
 
 def write_training_frames(
@@ -76,6 +78,12 @@ def validation_rows(
 def write_events(directory: RunDir) -> None:
     """Write the events frame."""
     write_frame(read_jsonl(directory.events_journal), events_schema(), KEYS["events"], directory.frame("events"))
+
+
+def known_notes(directory: RunDir, pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What ``summary.json`` says of pairs beyond what ``write_summary_json`` finds out by itself."""
+    entries = json.loads(directory.summary_json.read_text())["pairs"]
+    return {pair: {name: entries[pair][name] for name in NOTES} for pair in pairs}
 
 
 def write_summary_json(

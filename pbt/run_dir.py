@@ -30,12 +30,14 @@ class RunDir:
         self.path = path
         self.identity = identity
         self.config = path / "config.yaml"
+        self.extension = path / "extension.yaml"
         self.frames = path / "frames"
         self.state = path / "state"
         self.states = path / "members" / "states"
         self.validation = path / "members" / "validation"
         self.tune = path / "tune"
         self.survivors = path / "survivors"
+        self.replays = path / "replays"
         self.tensorboard = path / "tensorboard"
         self.report = path / "report.html"
         self.summary_csv = path / "summary.csv"
@@ -64,6 +66,11 @@ class RunDir:
         """Raise ``UserError`` unless a run lies here."""
         if not self.config.is_file():
             raise UserError(f"{self.path} holds no run: config.yaml is missing")
+
+    @property
+    def config_in_force(self) -> Path:
+        """The config of what the run is doing: ``extension.yaml`` while new pairs are joining, else ``config.yaml``."""
+        return self.extension if self.extension.is_file() else self.config
 
     def manifest(self, pair: str) -> Path:
         """The committed state of a pair's population."""

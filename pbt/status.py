@@ -1,19 +1,25 @@
 """``python -m pbt.status RUN``: a run, live or finished, from what it has committed."""
 
-import argparse
+import contextlib
+import io
+import json
+import os
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
 
 from analysis.frames import read_jsonl
 from analysis.timing import time_line, time_split
+from pbt.leaderboard import Status, leaderboard, pair_lines, run_status, summary_line
 from pbt.manifest import Population
 from pbt.run_dir import RunDir
-from rayconf.errors import UserError
+from rayconf.errors import OneLineParser, UserError
 from rayconf.loading import build_config, load_file
 
 
@@ -24,9 +30,9 @@ def status_table(directory: RunDir) -> Table:
         UserError: If no run lies there, or its state is damaged.
     """
     directory.require()
-    run = build_config(load_file(directory.config))
+    run = build_config(load_file(directory.config_in_force))
     events = read_jsonl(directory.events_journal)
-    done = any(event["kind"] == "done" for event in events)
+    done = any(event["kind"] == "done" for event in events) and not directory.extension.is_file()
     table = Table(title=f"{directory.name}: {'complete' if done else 'not complete'}", title_justify="left")
     for column in ("pair", "generation", "best fitness", "median", "best of all", "retried", "lost"):
         table.add_column(column, justify="left" if column == "pair" else "right")
@@ -59,15 +65,66 @@ def status_table(directory: RunDir) -> Table:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the status; 0, or 2 and one line on a user's mistake."""
-    parser = argparse.ArgumentParser(prog="python -m pbt.status", description=__doc__)
+    """Print the status; 0, or 2 and one line on a user's mistake, 130 when a watch is interrupted."""
+    parser = OneLineParser(prog="python -m pbt.status", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run, e.g. runs/NAME")
+    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+    parser.add_argument(
+        "--watch", type=float, nargs="?", const=2.0, metavar="SECONDS", help="repaint (every 2 s) until the run ends"
+    )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode shows ? for blocks
     try:
-        Console().print(status_table(RunDir(parser.parse_args(arguments).run)))
+        args = parser.parse_args(arguments)
+        if args.watch is not None and not args.watch > 0:
+            raise UserError(f"--watch: {args.watch:g} must be above 0 seconds")
+        directory = RunDir(args.run)
+        if args.watch is not None:
+            _watch(directory, args.watch, args.json)
+        elif args.json:
+            print(json.dumps(run_status(directory), allow_nan=False))
+        else:
+            Console().print(page(directory, run_status(directory)))
     except UserError as error:
         print(f"pairpbt: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read the output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
+
+
+def page(directory: RunDir, status: Status) -> RenderableType:
+    """A status as text: an overview of the pairs, then each by itself."""
+    search = build_config(load_file(directory.config_in_force)).search
+    return Group(status_table(directory), leaderboard(status, search))
+
+
+def _watch(directory: RunDir, seconds: float, as_json: bool) -> None:
+    """Repaint in a terminal; elsewhere, or as JSON, one line per change."""
+    console = Console()
+    shown: dict[str, str] = {}
+    paint = console.is_terminal and not as_json
+    with Live(console=console, auto_refresh=False) if paint else contextlib.nullcontext() as live:
+        while True:
+            status = run_status(directory)
+            if live is not None:
+                live.update(page(directory, status), refresh=True)
+            else:
+                lines = {**pair_lines(status), "": status["status"]}
+                fresh = [line for name, line in lines.items() if shown.get(name) != line and name]
+                if as_json and lines != shown:
+                    print(json.dumps(status, allow_nan=False), flush=True)
+                elif not as_json:
+                    ended = [summary_line(status)] if status["status"] == "complete" else []
+                    for line in (*fresh, *ended):
+                        print(line, flush=True)
+                shown = lines
+            if status["status"] == "complete":
+                return
+            time.sleep(seconds)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from envs.market import PairMarket
 from pbt.manifest import Population, Snapshot
 from pbt.run_dir import RunDir
 from pbt.store import State, StateStore
+from rayconf.errors import UserError
 from rayconf.run_config import RunConfig
 
 
@@ -55,14 +56,18 @@ def choose(archive: Sequence[Snapshot], streams: Mapping[str, np.ndarray], count
 
 def policy_from_state(state: State, run: RunConfig, feature_names: Sequence[str]) -> Policy:
     """The evaluation policy of a boundary state: averaged weights over their total weight."""
+    return build_policy(averaged_weights(state), run, feature_names)
+
+
+def averaged_weights(state: State) -> dict[str, torch.Tensor]:
+    """The weights that evaluation uses, by parameter name: the averaged ones over their total weight."""
     weight = float(state["ema_weight"])
     source = "ema/" if weight > 0 else "module/"
-    weights: dict[str, torch.Tensor] = {
+    return {
         name.removeprefix(source): tensor / weight if weight > 0 else tensor
         for name, tensor in state.items()
         if name.startswith(source)
     }
-    return build_policy(weights, run, feature_names)
 
 
 def load_survivors(run: RunConfig, directory: RunDir, population: Population, market: PairMarket) -> list[Survivor]:
@@ -83,12 +88,17 @@ def export(
 ) -> Path:
     """Write ``survivors/<pair>/<rank>/``: policy, scaler, config and the schedule that made it."""
     folder = directory.survivor(market.pair, survivor.rank)
-    survivor.policy.save(folder)
-    (folder / "scaler.json").write_text(market.scaler.to_json() + "\n")
-    (folder / "config.yaml").write_text(run.with_values(survivor.snapshot.hyperparameters).to_yaml())
+    write_policy(folder, survivor.policy, market, run.with_values(survivor.snapshot.hyperparameters))
     rows = schedule(lineage, market.pair, survivor.snapshot.member, survivor.snapshot.generation)
     write_frame(rows, lineage_schema(list(run.search)), KEYS["lineage"], folder / "schedule.parquet")
     return folder
+
+
+def write_policy(folder: Path, policy: Policy, market: PairMarket, run: RunConfig) -> None:
+    """Write what trading a policy needs: its weights, the scaler of its features and the config that made it."""
+    policy.save(folder)
+    (folder / "scaler.json").write_text(market.scaler.to_json() + "\n")
+    (folder / "config.yaml").write_text(run.to_yaml())
 
 
 def schedule(lineage: Sequence[Mapping[str, Any]], pair: str, member: str, generation: int) -> list[Mapping[str, Any]]:
@@ -97,11 +107,17 @@ def schedule(lineage: Sequence[Mapping[str, Any]], pair: str, member: str, gener
     The row of generation g names the member that trained generation g + 1, its hyperparameters, its key and the state
     that it started from. Walks back from the snapshot: a member's generation starts where ``parent_member`` ended
     ``parent_generation``, 0 being the untrained start.
+
+    Raises:
+        UserError: If a row is missing, or names a parent that came later.
     """
     rows = {(row["generation"], row["member"]): row for row in lineage if row["pair"] == pair}
     path = []
     while generation:
-        row = rows[generation - 1, member]
+        row = rows.get((generation - 1, member))
+        if row is None or row["parent_generation"] >= generation:
+            what = "is missing" if row is None else f"names a later parent (generation {row['parent_generation']})"
+            raise UserError(f"lineage: the row of {pair} {member} after generation {generation - 1} {what}")
         path.append(row)
         member, generation = row["parent_member"], row["parent_generation"]
     return path[::-1]

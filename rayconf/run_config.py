@@ -106,6 +106,9 @@ class RunConfig(Section):
                 raise ValueError(f"data.pairs: {pair!r} is no pair; write two different tickers as AAA/BBB")
         if not self.data.pairs or len(set(self.data.pairs)) != len(self.data.pairs):
             raise ValueError("data.pairs: give each pair once, at least one")
+        for pair in self.data.transferred:
+            if pair not in self.data.pairs:
+                raise ValueError(f"data.transferred: {pair!r} is not in data.pairs")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             raise ValueError(f"name: {self.name!r} must be letters, digits, '.', '_' or '-'")
         if self.env.train_cost_bps is not None and self.env.train_cost_bps < self.costs.real_bps:

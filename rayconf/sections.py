@@ -29,6 +29,8 @@ class DataConfig(Section):
     """Directory or ``hf://datasets/OWNER/NAME`` with one CSV or Parquet file per ticker; null: synthetic."""
     pairs: tuple[str, ...] = ("SYNA/SYNB", "SYNC/SYND")
     """Pairs to train, each ``AAA/BBB``; every pair has its own population."""
+    transferred: tuple[str, ...] = ()
+    """Those of the pairs that joined with --extend, starting from the archives of the others; written, not set."""
     fill: Literal["open", "close"] = "open"
     """Price at which orders fill: the next ``open``; ``close`` for data sets that have closes only."""
     adjust: bool = True

@@ -52,3 +52,18 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One tiny run by the real command, for every test that only looks at it."""
+    from tests.commands import launch, tiny
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = launch(*tiny(folder))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1] == f"report {folder / 'tiny' / 'report.html'}"
+    assert "ensemble" in done.stdout
+    assert done.stdout.count("generation 2/2") == 2  # one plain line per pair and generation without a terminal
+    assert done.stdout.count("time: ") == 2 * 2 + 1  # with each of them, and at the end
+    return folder / "tiny"

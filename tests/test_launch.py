@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -22,12 +22,11 @@ from analysis.frames import KEYS, schema_of
 from analysis.timing import first_gradient
 from envs.bars import load_bars
 from rayconf.sections import DataConfig
+from tests.commands import MINUTES, command, environment, launch, tiny
 from tests.conftest import ROOT
 from tests.pbt.conftest import TINY
 
 FRAMES = ("progress", "lineage", "diversity", "validation", "daily", "summary", "events")
-SETTINGS = [argument for text in TINY for argument in ("--set", text)]
-MINUTES = 60
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,38 +37,8 @@ def _alone() -> None:
     ray.shutdown()
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "pbt.launch", *arguments]
-
-
-def environment(**extra: str) -> Mapping[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **extra}
-
-
-def launch(*arguments: str, cwd: Path = ROOT, timeout: float = 8 * MINUTES) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout
-    )
-
-
-def tiny(folder: Path, *arguments: str) -> list[str]:
-    return ["--preset", "smoke", "--run-dir", str(folder), "--name", "tiny", "--seed", "7", *SETTINGS, *arguments]
-
-
 def frame_bytes(run: Path) -> dict[str, bytes]:
     return {name: (run / "frames" / f"{name}.parquet").read_bytes() for name in ("lineage", "daily", "validation")}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = launch(*tiny(folder))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().splitlines()[-1] == f"report {folder / 'tiny' / 'report.html'}"
-    assert "ensemble" in done.stdout
-    assert done.stdout.count("generation 2/2") == 2  # one plain line per pair and generation without a terminal
-    assert done.stdout.count("time: ") == 2 * 2 + 1  # with each of them, and at the end
-    return folder / "tiny"
 
 
 def test_every_file_of_the_design(undisturbed: Path) -> None:
@@ -145,7 +114,7 @@ def test_one_cpu_gives_the_same_bits(undisturbed: Path, tmp_path: Path) -> None:
 def test_another_seed_gives_other_bits(undisturbed: Path) -> None:
     """The comparison above can fail: the seed is in the lineage's keys."""
     lineage = pd.read_parquet(undisturbed / "frames" / "lineage.parquet")
-    from pbt.member import training_key
+    from pbt.generation import training_key
     from rayconf import load_config
 
     run = load_config("smoke", assignments=[*TINY, "seed=7"])

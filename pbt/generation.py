@@ -1,0 +1,197 @@
+"""One generation of training, as members run it under Tune and as a replay runs it again.
+
+It is a pure function of (run, pair, market, hyperparameters, state, key): a fresh algorithm loads the state, keys
+every random stream and trains; then its averaged weights are evaluated on validation.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from algos.config import PairPPOConfig
+from algos.markets import provide
+from algos.pair_ppo import PairPPO
+from algos.policy import Policy
+from algos.stack import decide_on
+from analysis.metrics import session_returns, sharpe
+from envs.batched import uses_drawdown
+from envs.ledger import Terms
+from envs.market import PairMarket, Span
+from envs.replay import replay
+from pbt import fitness
+from pbt.store import State
+from rayconf.keys import derive_key
+from rayconf.run_config import RunConfig
+
+
+def training_key(run: RunConfig, pair: str, member: str, generation: int) -> int:
+    """Key of all random streams of one member's generation (counted from 1)."""
+    return derive_key(run.seed, pair, member, generation, "train")
+
+
+def initial_key(run: RunConfig, pair: str, member: str) -> int:
+    """Key of the weights that a member starts from when it starts from nothing."""
+    return derive_key(run.seed, pair, member, "init")
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One PPO update."""
+
+    figures: dict[str, float]
+    """As ``PairPPO.last_iteration``."""
+    seconds: float
+    wall_time: float
+    """When it was done, unix seconds."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What validation says of a generation."""
+
+    figures: dict[str, Any]
+    """fitness, fitness_se, idle, val_sharpe and train_sharpe (None where train is the shorter span)."""
+    net_return: np.ndarray
+    """[K] float64, per validation fill."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished generation."""
+
+    state: State
+    iterations: tuple[Iteration, ...]
+    evaluation: Evaluation
+    began: float
+    """Unix time of the first step."""
+    evaluation_seconds: float
+    state_seconds: float
+    """Time to take the state out of the algorithm."""
+
+
+def enter(run: RunConfig, pair: str, market: PairMarket) -> None:
+    """Make this process ready for the pair: torch's threads as the run says, and the market at hand."""
+    torch.set_num_threads(run.resources.torch_threads)
+    provide(run, pair, market)
+
+
+def train_generation(
+    algorithm: PairPPO,
+    market: PairMarket,
+    state: State | None,
+    key: int,
+    generation: int,
+    *,
+    frozen: bool = False,
+) -> Trained:
+    """Train one generation in an algorithm that was built for it and has trained nothing yet.
+
+    Args:
+        algorithm: Its config holds the run, with the hyperparameters in force, the pair and the key of initial weights.
+        market: The pair's market.
+        state: Boundary state to start from; None: the algorithm's own initial weights.
+        key: Key of the generation's random streams, see ``training_key``.
+        generation: Number of the generation, from 1; the bootstrap of fitness is keyed by it.
+        frozen: Whether the market encoder stays as it is.
+
+    Raises:
+        ValueError: If the state is not one of this network.
+    """
+    run = algorithm.config.run
+    if state is not None:
+        algorithm.load_boundary_state(state)
+    if frozen:
+        algorithm.freeze_encoder()
+    algorithm.reseed(key)
+    began = time.time()
+    iterations = tuple(_iterate(algorithm) for _ in range(run.pbt.interval))
+    clock = time.perf_counter()
+    evaluation = evaluate(run, market, algorithm.evaluation_policy(), generation)
+    evaluated = time.perf_counter()
+    state = algorithm.boundary_state()
+    return Trained(state, iterations, evaluation, began, evaluated - clock, time.perf_counter() - evaluated)
+
+
+def train_segment(
+    run: RunConfig,
+    market: PairMarket,
+    hyperparameters: Mapping[str, float],
+    state: State | None,
+    key: int,
+    generation: int,
+    *,
+    init_key: int,
+    frozen: bool = False,
+) -> Trained:
+    """``train_generation`` in an algorithm of its own; Ray is up.
+
+    Args:
+        run: The run, at its own hyperparameters.
+        market: The pair's market.
+        hyperparameters: In force in this generation, by search name.
+        state: As in ``train_generation``.
+        key: As in ``train_generation``.
+        generation: As in ``train_generation``.
+        init_key: Key of the initial weights, see ``initial_key``; without effect where there is a state.
+        frozen: As in ``train_generation``.
+    """
+    in_force = run.with_values(dict(hyperparameters))
+    enter(in_force, market.pair, market)
+    algorithm = PairPPO(config=PairPPOConfig.from_run(in_force, market.pair, key=init_key))
+    try:
+        return train_generation(algorithm, market, state, key, generation, frozen=frozen)
+    finally:
+        algorithm.stop()
+
+
+def _iterate(algorithm: PairPPO) -> Iteration:
+    started = time.perf_counter()
+    PairPPO.step(algorithm)  # a member's own step is the whole generation
+    return Iteration(algorithm.last_iteration(), time.perf_counter() - started, time.time())
+
+
+def evaluate(run: RunConfig, market: PairMarket, policy: Policy, generation: int) -> Evaluation:
+    """Run the deterministic policy over validation, beside it over the end of train, from cash."""
+    span = market.splits["validation"]
+    spans = [span]
+    train = market.splits["train"]
+    if train.rows >= span.rows:
+        spans.append(Span(train.stop - 1 - span.rows, train.stop))
+    result = replay(
+        market,
+        spans,
+        decide_on([policy], torch.tensor(market.features)),
+        Terms.from_costs(run.costs),
+        run.env.lag,
+        batch=len(spans),
+        leverage=run.costs.leverage,
+        drawdown=uses_drawdown(run),
+    )
+    dates = market.dates[result.fill_bar]
+    per_year = market.sessions_per_year
+    measured = fitness.evaluate(
+        result.net_return[:, 0],
+        result.gross[:, 0],
+        dates[:, 0],
+        per_year,
+        bool(result.equity[-1, 0] <= run.costs.ruin_fraction),
+        run.pbt,
+        run.seed,
+        market.pair,
+        generation,
+    )
+    sharpes = [
+        sharpe(session_returns(result.net_return[:, row], dates[:, row])[0], per_year) for row in range(len(spans))
+    ]
+    figures = {
+        "fitness": measured.value,
+        "fitness_se": measured.se,
+        "idle": measured.idle,
+        "val_sharpe": sharpes[0],
+        "train_sharpe": sharpes[1] if len(sharpes) > 1 else None,
+    }
+    return Evaluation(figures, result.net_return[:, 0])

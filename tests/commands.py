@@ -1,0 +1,31 @@
+"""Running the commands as their users do, on a market and a network as small as they go."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.conftest import ROOT
+from tests.pbt.conftest import TINY
+
+SETTINGS = [argument for text in TINY for argument in ("--set", text)]
+MINUTES = 60
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pbt.launch", *arguments]
+
+
+def environment(**extra: str) -> Mapping[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **extra}
+
+
+def launch(*arguments: str, cwd: Path = ROOT, timeout: float = 8 * MINUTES) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout
+    )
+
+
+def tiny(folder: Path, *arguments: str) -> list[str]:
+    return ["--preset", "smoke", "--run-dir", str(folder), "--name", "tiny", "--seed", "7", *SETTINGS, *arguments]
