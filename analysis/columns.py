@@ -125,7 +125,7 @@ LINEAGE = (
         "lost",
         "stop",
     ),
-    _text("parent_member", "Member that trained the state that goes on; PAIR:member:generation where it came from another pair."),
+    _text("parent_member", "Member that trained the state that goes on; PAIR:member:generation if of another pair."),
     _whole("parent_generation", "", "Generation that trained it; 0: none."),
     _text("copied", "What was taken from the parent.", "none", "weights", "all"),
     FITNESS,

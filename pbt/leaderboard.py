@@ -8,15 +8,18 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from analysis.diversity import diversity_rows
 from analysis.frames import KEYS, keep_last, read_jsonl
 from pbt.manifest import Population
 from pbt.run_dir import RunDir
+from pbt.search import to_unit
 from rayconf.loading import build_config, load_file
 from rayconf.run_config import RunConfig
 from rayconf.sections import Range
@@ -49,7 +52,9 @@ def run_status(directory: RunDir) -> Status:
           a lost one), ``history`` (fitness per generation), ``operation`` and ``parent_member`` of the barrier after
           it, ``hyperparameters`` it trained with;
         - ``trajectories``: by hyperparameter, ``median`` over members and ``best`` (of the fittest member), each with
-          an entry per generation.
+          an entry per generation;
+        - ``diversity``: ``ancestors`` alive and the ``spread`` of each hyperparameter (standard deviation of its
+          position in its range), each with an entry per generation from 0; ``ended``: whether its last one is done.
 
     Raises:
         UserError: If no run lies there, or its state is damaged.
@@ -96,7 +101,7 @@ def _times(run: RunConfig, events: Rows, ends: Rows, pairs: Mapping[str, Status]
     if updated is None or began is None:
         return {"updated": updated, "elapsed_seconds": None, "seconds_left": None}
     members = run.pbt.population
-    left = sum(run.pbt.generations - entry["generation"] for entry in pairs.values()) * members
+    left = members * sum(run.pbt.generations - pair["generation"] for pair in pairs.values() if not pair["ended"])
     since = [row["wall_time"] for row in ends if row["wall_time"] > began]
     seconds = (max(since) - began) * left / len(since) if since and not complete else None
     return {"updated": updated, "elapsed_seconds": updated - began, "seconds_left": seconds}
@@ -130,7 +135,15 @@ def _pair_status(run: RunConfig, population: Population | None, ends: Rows, line
         "members": members,
         "trajectories": {name: _trajectory(name, list(by_place.values()), generation) for name in run.search},
         "operations": dict(sorted(Counter(r["operation"] for r in lineage if r["generation"] <= generation).items())),
+        "diversity": _diversity(run, [row for row in lineage if row["generation"] <= generation]),
+        "ended": population is not None and population.status == "complete",
     }
+
+
+def _diversity(run: RunConfig, lineage: Rows) -> dict[str, Any]:
+    rows = diversity_rows(lineage, {name: partial(to_unit, space=space) for name, space in run.search.items()})
+    spread = {name: [row[f"spread_{name}"] for row in rows] for name in run.search}
+    return {"ancestors": [row["ancestors"] for row in rows], "spread": spread}
 
 
 def _trajectory(name: str, ends: Rows, generation: int) -> dict[str, list[float | None]]:
@@ -168,17 +181,13 @@ def sparkline(values: Sequence[float | None], low: float | None = None, high: fl
 
 def scaled_sparkline(values: Sequence[float | None], space: Range) -> str:
     """A hyperparameter's values between the bounds of its search space, on its own scale."""
-    if space.scale == "linear":
-        return sparkline(values, space.low, space.high)
-    logs = [None if value is None else math.log(value) for value in values]
-    return sparkline(logs, math.log(space.low), math.log(space.high))
+    return sparkline([None if value is None else to_unit(value, space) for value in values], 0.0, 1.0)
 
 
 def leaderboard(status: Status, search: Mapping[str, Range]) -> RenderableType:
     """The text of a status: per pair a leaderboard and the paths of its hyperparameters."""
     parts: list[RenderableType] = [Text(summary_line(status))]
     for pair, entry in status["pairs"].items():
-        # Each part stands on its own; a further one per pair, such as diversity, is one more entry here.
         parts += [_members_table(pair, entry), _trajectories_table(entry, search), Text(_pair_line(entry))]
     return Group(*parts)
 
@@ -216,9 +225,11 @@ def _trajectories_table(entry: Status, search: Mapping[str, Range]) -> Table:
 def _pair_line(entry: Status) -> str:
     operations = ", ".join(f"{count} {name}" for name, count in entry["operations"].items())
     best = entry["best"]
+    alive = entry["diversity"]["ancestors"]
     parts = [
         f"best of all {best['fitness']:+.2f} ({best['member']} g{best['generation']})" if best else "",
         operations,
+        f"ancestors alive {sparkline(alive, 0.0)} {alive[-1]}" if alive else "",
         ", ".join(f"{count} {kind}" for kind, count in entry["failures"].items()),
     ]
     return "  ".join(part for part in parts if part) + "\n"

@@ -56,6 +56,9 @@ class ProgressView:
         elif event == "failure":
             self._failures += 1
         elif event == "barrier":
+            if population.complete:  # perhaps before its time
+                unused = self._run.pbt.generations - population.generation
+                self._total -= unused * len(population.committed.members)
             self._settle(population)
             if self._live is None:
                 self._console.print(self._line(population), highlight=False, soft_wrap=True)

@@ -100,7 +100,8 @@ def test_time_left_counts_from_the_last_start(run: Path) -> None:
     events = [{"kind": "start", "wall_time": 10.0}, {"kind": "resume", "wall_time": 1000.0}]
     directory.events_journal.write_text("".join(json.dumps(event) + "\n" for event in events))
     for pair in ("SYNA/SYNB", PAIR):
-        Population.read(directory.manifest(pair)).advanced(generation=1).write(directory.manifest(pair))
+        early = Population.read(directory.manifest(pair)).advanced(generation=1, status="running")
+        early.write(directory.manifest(pair))
     status = run_status(directory)
     assert (status["status"], status["updated"]) == ("partial", 1100.0)
     assert status["seconds_left"] == pytest.approx(100.0)
