@@ -44,7 +44,7 @@ def ticket(
     """Trial config of the generation that follows ``generation`` finished ones; frozen: the encoder rests in it."""
     return {
         "ticket": {
-            "run": run.model_dump(mode="json"),
+            "run": run.model_dump_json(),  # one word: Tune walks through all values of all trials once per trial
             "directory": str(directory),
             "pair": pair,
             "member": member,
@@ -68,7 +68,7 @@ class PairMember(PairPPO):
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
         """One CPU and the member's share of a GPU."""
-        share = RunConfig.model_validate(config["ticket"]["run"]).resources.gpus_per_member
+        share = RunConfig.model_validate_json(config["ticket"]["run"]).resources.gpus_per_member
         return tune.PlacementGroupFactory([{"CPU": 1, **({"GPU": share} if share else {})}])
 
     def setup(self, config: PairPPOConfig, markets: Mapping[str, ray.ObjectRef] | None = None) -> None:
@@ -129,7 +129,7 @@ class PairMember(PairPPO):
 
     def _accept(self, config: dict[str, Any]) -> PairPPOConfig:
         new = self._ticket = config["ticket"]
-        run = RunConfig.model_validate(new["run"])
+        run = RunConfig.model_validate_json(new["run"])
         self._run = run.with_values(new["hyperparameters"])
         self._pair, self._member = new["pair"], new["member"]
         directory = RunDir(Path(new["directory"]))
