@@ -1,8 +1,8 @@
 """Every number that PBT may mutate is in force at the first update after an exploit, not merely written in a config.
 
-Each proof looks at what that update did: parameters, gradients, losses, minibatches, rewards, fills. It has to hold for
-an algorithm with the new value, and to fail for one that goes on with the old value. ``MUTABLE`` is the list of cases, so
-that a field cannot be made mutable without a proof here.
+Each proof looks at what that update did: parameters, gradients, losses, minibatches, rewards, fills. It has to hold
+for an algorithm with the new value, and to fail for one that goes on with the old value. ``MUTABLE`` is the list of
+cases, so that a field cannot be made mutable without a proof here.
 """
 
 import math

@@ -16,9 +16,7 @@ SPACE = {
     "epochs": {"path": "ppo.epochs", "low": 1, "high": 6, "scale": "integer"},
     "rows": {"path": "ppo.minibatch_size", "scale": "categorical", "choices": [64, 128, 256]},
 }
-RUN = small_run(
-    f"search={SPACE}", "pbt.iterations=4", "optimizer.warmup_fraction=0.25", "optimizer.ema_half_life=0.5"
-)
+RUN = small_run(f"search={SPACE}", "pbt.iterations=4", "optimizer.warmup_fraction=0.25", "optimizer.ema_half_life=0.5")
 CHAINS = [
     [(2, 128), (2, 128), (2, 128), (2, 128)],
     [(5, 64), (1, 256), (2, 128), (6, 64)],
