@@ -1,7 +1,6 @@
 """A leverage cap is part of the policy: what it asks for, alone, in a stack, saved, and as a survivor of a run."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from pbt.run_dir import RunDir
 from pbt.store import StateStore
 from pbt.survivors import export, load_survivors
 from rayconf.loading import load_config
-from tests.algos.conftest import build, small_run  # noqa: F401
+from tests.algos.conftest import small_run
 from tests.algos.test_policy import apart, make, rows, together
 
 PAIR = "SYNA/SYNB"
@@ -64,11 +63,7 @@ def test_policies_of_different_caps_share_a_stack_and_a_file(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("encoder", ["mlp", "factored"])
-def test_survivors_keep_the_cap_they_were_evaluated_with(
-    build: Callable,
-    tmp_path: Path,
-    encoder: str,
-) -> None:
+def test_survivors_keep_the_cap_they_were_evaluated_with(ray_session: None, tmp_path: Path, encoder: str) -> None:
     run = small_run(
         f"network.encoder={encoder}",
         'search={"cap": {"path": "env.leverage_cap", "low": 0.1, "high": 1.5, "scale": "linear"}}',
@@ -76,35 +71,32 @@ def test_survivors_keep_the_cap_they_were_evaluated_with(
     )
     directory = RunDir(tmp_path / "run", run.identity)
     directory.create()
-    store, algorithm = StateStore(directory.states), build(config=PairPPOConfig.from_run(run, PAIR))
-    market = market_for(algorithm.config.env_config)
-    archive, own = [], []
+    store, archive, own = StateStore(directory.states), [], []
     for number, cap in enumerate((0.2, 0.9)):
-        member = build(config=PairPPOConfig.from_run(run.with_values({"cap": cap}), PAIR, key=number))
+        member = PairPPOConfig.from_run(run.with_values({"cap": cap}), PAIR, key=number).build_algo()
         member.train()
         own.append(member.evaluation_policy())
         state = store.save(member.boundary_state())
+        market = market_for(member.config.env_config)
+        member.stop()
         archive.append(Snapshot(state, f"m0{number}", 1, 1.0 - number, 0.1, 1.0 - number, False, {"cap": cap}))
         path = directory.validation_file(PAIR, f"m0{number}", 1)
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, np.random.default_rng(number).standard_normal(50))
-    population = Population(PAIR, 1, "complete", {}, tuple(archive))
-    survivors = load_survivors(run, directory, population, market)
+    survivors = load_survivors(run, directory, Population(PAIR, 1, "complete", {}, tuple(archive)), market)
     assert [survivor.policy.leverage_cap for survivor in survivors] == [0.2, 0.9]
-    sums = [policy.market_sums(torch.tensor(market.features), range(300, 364)) for policy in own]
-    account = torch.zeros(64, 2, dtype=torch.float64)
 
-    def asked(policy: Policy, of: Tensor) -> Tensor:
-        return policy.targets(policy.actions(of, account))
+    features, account = torch.tensor(market.features), torch.zeros(64, 2, dtype=torch.float64)
 
-    for survivor, policy, of in zip(survivors, own, sums, strict=True):
-        assert torch.equal(asked(survivor.policy, of), asked(policy, of))
-        lineage = [{"pair": PAIR, "generation": 0, "member": survivor.snapshot.member}]
-        lineage[0] |= {"parent_member": survivor.snapshot.member, "parent_generation": 0}
-        folder = export(run, directory, market, survivor, [lineage[0] | _blank(run)])
+    def asked(policy: Policy) -> Tensor:
+        return policy.targets(policy.actions(policy.market_sums(features, range(300, 364)), account))
+
+    start = {"run": "r", "window": 0, "arm": "pbt", "operation": "start", "copied": "none", "key": "0" * 16}
+    start |= {"pair": PAIR, "generation": 0, "parent_generation": 0}
+    for survivor, policy in zip(survivors, own, strict=True):
+        assert torch.equal(asked(survivor.policy), asked(policy))
+        member = survivor.snapshot.member
+        folder = export(run, directory, market, survivor, [{**start, "member": member, "parent_member": member}])
         assert Policy.load(folder).leverage_cap == policy.leverage_cap
+        assert torch.equal(asked(Policy.load(folder)), asked(policy))
         assert load_config("default", folder / "config.yaml").env.leverage_cap == policy.leverage_cap
-
-
-def _blank(run: object) -> dict[str, object]:
-    return {"run": "r", "window": 0, "arm": "pbt", "operation": "start", "copied": "none", "key": "0" * 16}

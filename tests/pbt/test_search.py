@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from pbt import launch
 from pbt.manifest import Observation
 from pbt.pb2 import Bandit
 from pbt.search import draw, explore, from_unit, initial_values, space_lines, to_unit
@@ -161,6 +162,14 @@ def test_the_table_shows_where_the_first_member_starts() -> None:
     assert cells["learning_rate"][-4:] == ["0.003", "x", "2", "0.0003"]
     assert lines[-2].endswith("0.001 (the run's own 0 is outside)")
     assert cells["cap"][-1] == "1.5"
+
+
+def test_a_dry_run_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = [word for assignment in EVERY for word in ("--set", assignment)]
+    assert launch.main(["--preset", "smoke", "--dry-run", *chosen]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    table = printed[printed.index("search space") + 1 :]
+    assert table == [f"  {line}" for line in space_lines(load_config("smoke", assignments=EVERY))]
 
 
 def test_the_registry_names_fields_that_there_are() -> None:
