@@ -152,6 +152,10 @@ class BarActorCritic(ActorCritic):
         encoders = {name for name in names if name.startswith(("encoder.", "critic_encoder."))}
         return encoders or {name for name in names if name.startswith(("pi.trunk.0.", "vf.trunk.0."))}
 
+    def hidden_layers(self) -> list[nn.Module]:
+        """As for ``ActorCritic``, all but the last per bar; the encoder's own layers are not among them."""
+        return [layer for branch in (self.pi, self.vf) for layer in (*list(branch.trunk)[1::2], branch.activate)]
+
     def embed(self, bars: Tensor, strip: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The actor's and the critic's embeddings [D, W] of bars [D]; ``strip`` as ``strip_rows`` returns it."""
         if not len(self.market):

@@ -29,8 +29,9 @@ class BarPolicy(Policy):
         weights: Parameters of ``BarActorCritic`` by name; only the actor's are used.
         network: The run's network section.
         mapping: Action mapping of the env.
-        leverage: Gross limit that scales actions.
+        leverage: The run's gross limit, which scales actions.
         feature_names: Names of the market features, in order.
+        leverage_cap: The policy's own, smaller limit; None: none.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class BarPolicy(Policy):
         mapping: str,
         leverage: float,
         feature_names: Sequence[str],
+        leverage_cap: float | None = None,
     ) -> None:
         self.network = dict(network)
         self._weights = {
@@ -65,6 +67,7 @@ class BarPolicy(Policy):
             mapping=mapping,
             leverage=leverage,
             feature_names=feature_names,
+            leverage_cap=leverage_cap,
             account_columns=columns,
         )
 
@@ -108,6 +111,7 @@ class BarPolicy(Policy):
                 mapping=about["mapping"],
                 leverage=about["leverage"],
                 feature_names=about["feature_names"],
+                leverage_cap=about.get("leverage_cap"),
             )
         except (RuntimeError, KeyError) as error:
             raise ValueError("policy.json and policy.safetensors describe different networks") from error
@@ -124,10 +128,10 @@ def build_policy(weights: Mapping[str, Tensor], run: RunConfig, feature_names: S
 
     Args:
         weights: Parameters by name; only the actor's are used.
-        run: Its network, mapping and leverage.
+        run: Its network, mapping, leverage and leverage cap.
         feature_names: Names of the market features, in order.
     """
-    network, mapping, leverage = run.network, run.env.mapping, run.costs.leverage
+    network, mapping, leverage, cap = run.network, run.env.mapping, run.costs.leverage, run.env.leverage_cap
     if network.encoder == "mlp":
         return Policy.from_weights(
             weights,
@@ -135,7 +139,13 @@ def build_policy(weights: Mapping[str, Tensor], run: RunConfig, feature_names: S
             mapping=mapping,
             leverage=leverage,
             feature_names=feature_names,
+            leverage_cap=cap,
         )
     return BarPolicy(
-        weights, network.model_dump(mode="json"), mapping=mapping, leverage=leverage, feature_names=feature_names
+        weights,
+        network.model_dump(mode="json", exclude={"dropout"}),
+        mapping=mapping,
+        leverage=leverage,
+        feature_names=feature_names,
+        leverage_cap=cap,
     )

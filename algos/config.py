@@ -30,6 +30,8 @@ _OWN = (
     "optimizer_kind",
     "muon_ratio",
     "weight_decay",
+    "encoder_lr_factor",
+    "dropout",
     "lr_schedule_kind",
     "total_updates",
     "warmup_fraction",
@@ -73,6 +75,10 @@ class PairPPOConfig(PPOConfig):
         """Learning rate of Muon as a multiple of ``lr``."""
         self.weight_decay: float = 0.0
         """Decoupled weight decay, on matrices."""
+        self.encoder_lr_factor: float = 1.0
+        """Learning rate of the market encoder as a multiple of everything else's."""
+        self.dropout: float = 0.0
+        """Share of hidden units that a gradient step leaves out."""
         self.lr_schedule_kind: str = "constant"
         """``cosine`` or ``constant`` after warm-up."""
         self.total_updates: int = 1
@@ -149,6 +155,8 @@ class PairPPOConfig(PPOConfig):
             optimizer_kind=optimizer.kind,
             muon_ratio=optimizer.muon_ratio,
             weight_decay=optimizer.weight_decay,
+            encoder_lr_factor=optimizer.encoder_lr_factor,
+            dropout=run.network.dropout,
             lr_schedule_kind=schedule,
             total_updates=run.pbt.iterations,
             warmup_fraction=optimizer.warmup_fraction,
@@ -168,6 +176,8 @@ class PairPPOConfig(PPOConfig):
         optimizer_kind: str = NotProvided,
         muon_ratio: float = NotProvided,
         weight_decay: float = NotProvided,
+        encoder_lr_factor: float = NotProvided,
+        dropout: float = NotProvided,
         lr_schedule_kind: str = NotProvided,
         total_updates: int = NotProvided,
         warmup_fraction: float = NotProvided,
@@ -213,6 +223,18 @@ class PairPPOConfig(PPOConfig):
     def steps_per_update(self) -> int:
         """Gradient steps of one PPO update."""
         return self.num_epochs * -(-self.train_batch_size_per_learner // self.minibatch_size)
+
+    @property
+    def schedule_steps(self) -> int:
+        """Steps that the schedule counts per PPO update: the most gradient steps that one may have in this run.
+
+        Where PBT moves epochs or minibatches, all members count alike, so that a state means the same share of
+        progress to whoever goes on from it.
+        """
+        bounds = {space.path: space.bounds for space in self.run.search.values()}
+        epochs = int(bounds["ppo.epochs"][1]) if "ppo.epochs" in bounds else self.num_epochs
+        smallest = int(bounds["ppo.minibatch_size"][0]) if "ppo.minibatch_size" in bounds else self.minibatch_size
+        return epochs * -(-self.train_batch_size_per_learner // smallest)
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """Actor and critic as the run's network section says."""

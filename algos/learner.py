@@ -24,6 +24,7 @@ from torch import Tensor
 
 from algos.bar_network import BAR_PLAN, BarActorCritic, plan_bars
 from algos.distribution import SquashedGaussian
+from algos.dropout import KeyedDropout
 from algos.markets import market_for
 from algos.minibatches import SlabOrder, to_device
 from algos.module import ActorCritic
@@ -69,8 +70,12 @@ class PairPPOLearner(PPOTorchLearner):
             self._net.attach(market_for(self.config.env_config).features)
         self._weights = list(self._net.parameters())
         self._average = WeightAverage(self._weights, self.config.ema_half_life)
-        self._step = 0
-        self._order = torch.Generator()
+        self._schedule_steps = self.config.schedule_steps
+        self._begun = self._step = 0  # the schedule's steps before this update, gradient steps in it
+        self._order, self._masks = torch.Generator(), torch.Generator(self._device)
+        if self.config.dropout:
+            for layer in self._net.hidden_layers():
+                layer.register_forward_hook(KeyedDropout(self.config.dropout, self._masks))
         self._losses = _Losses()
         self._start_report()
         self.reseed(self.config.stream_key)
@@ -80,8 +85,9 @@ class PairPPOLearner(PPOTorchLearner):
         return self.module[DEFAULT_MODULE_ID].unwrapped()
 
     def reseed(self, key: int) -> None:
-        """Restart the order of minibatches from ``key``."""
+        """Restart the order of minibatches and the masks of dropout from ``key``."""
         self._order.manual_seed(torch_seed(key, "minibatches", self._learner_index))
+        self._masks.manual_seed(torch_seed(key, "dropout", self._learner_index))
 
     def freeze(self, names: Collection[str]) -> None:
         """Leave the named parameters as they are: without gradient an optimizer neither decays nor counts them."""
@@ -92,7 +98,12 @@ class PairPPOLearner(PPOTorchLearner):
         """Register the optimizers without a schedule of RLlib's: the rate is ours to set, see the class."""
         net = self.module[module_id].unwrapped()
         self._own_optimizers = build_optimizers(
-            net, config.optimizer_kind, config.lr, config.muon_ratio, config.weight_decay
+            net,
+            config.optimizer_kind,
+            config.lr,
+            config.muon_ratio,
+            config.weight_decay,
+            config.encoder_lr_factor,
         )
         for name, optimizer in self._own_optimizers.items():
             params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -232,17 +243,24 @@ class PairPPOLearner(PPOTorchLearner):
             self._average.count(len(applied))
         return applied
 
+    @property
+    def _position(self) -> float:
+        """Where the schedule stands, in its own steps: an update moves it as far however many steps it has."""
+        return self._begun + self._step * self._schedule_steps / self.config.steps_per_update
+
     def _impose_learning_rate(self) -> None:
         config = self.config
         rate = config.lr * schedule_factor(
-            self._step,
-            config.total_updates * config.steps_per_update,
+            self._position,
+            config.total_updates * self._schedule_steps,
             config.warmup_fraction,
             config.floor_fraction,
             config.lr_schedule_kind,
         )
         for name, optimizer in self._own_optimizers.items():
-            self._set_optimizer_lr(optimizer, rate * config.muon_ratio if name == "muon" else rate)
+            own = rate * config.muon_ratio if name == "muon" else rate
+            for group in optimizer.param_groups:
+                group["lr"] = own * group["lr_factor"]
 
     def _start_report(self) -> None:
         self._losses.rows.clear()
@@ -262,6 +280,7 @@ class PairPPOLearner(PPOTorchLearner):
         """Report the update: means over its minibatches."""
         super().after_gradient_based_update(timesteps=timesteps)
         applied = self._count_steps()
+        self._begun, self._step = round(self._position), 0
         report: dict[str, Any] = self._losses.means()
         report[KL] = torch.stack(self._kl).mean()
         report[CLIP_FRACTION] = torch.stack(self._clipped).mean()
@@ -294,7 +313,7 @@ class PairPPOLearner(PPOTorchLearner):
     def export_training_state(self) -> dict[str, Tensor]:
         """``training_tensors`` and the counters as CPU copies."""
         state = {name: tensor.cpu().clone() for name, tensor in self.training_tensors().items()}
-        state["schedule/steps"] = torch.tensor(self._step, dtype=torch.int64)
+        state["schedule/steps"] = torch.tensor(round(self._position), dtype=torch.int64)
         state["ema_weight"] = torch.tensor(self._average.weight, dtype=torch.float64)
         return state
 
@@ -315,7 +334,7 @@ class PairPPOLearner(PPOTorchLearner):
             if tensor.shape != state[name].shape:
                 raise ValueError(f"training state does not fit: {name} has shape {tuple(state[name].shape)}")
             tensor.copy_(state[name])
-        self._step = int(state["schedule/steps"])
+        self._begun, self._step = int(state["schedule/steps"]), 0
         self._average.weight = float(state["ema_weight"])
 
     def evaluation_weights(self) -> dict[str, Tensor]:

@@ -75,6 +75,10 @@ class ActorCritic(TorchRLModule, ValueFunctionAPI):
         """Names of the parameters that read the market: here, without an encoder, the first layers."""
         return {name for name, _ in self.named_parameters() if name.startswith(("pi.0.", "vf.0."))}
 
+    def hidden_layers(self) -> list[nn.Module]:
+        """The nonlinearities whose outputs are the hidden units of actor and critic."""
+        return [layer for branch in (self.pi, self.vf) for layer in list(branch.children())[1::2]]
+
     def train(self, mode: bool = True) -> "ActorCritic":
         """Torch's, which visits every layer, only where it changes something: RLlib calls it per minibatch."""
         return self if self.training == mode else super().train(mode)

@@ -28,13 +28,19 @@ def hidden_matrices(module: nn.Module) -> list[str]:
 
 
 def build_optimizers(
-    module: nn.Module, kind: str, learning_rate: float, muon_ratio: float, weight_decay: float
+    module: nn.Module,
+    kind: str,
+    learning_rate: float,
+    muon_ratio: float,
+    weight_decay: float,
+    encoder_lr_factor: float = 1.0,
 ) -> dict[str, torch.optim.Optimizer]:
     """The optimizers of a module by name, their state allocated, so that it has the same names at any step.
 
     ``adamw``: AdamW for everything. ``muon_mix``: Muon for hidden matrices, its update scaled to AdamW's root
     mean square (Liu et al. 2025) so that one learning rate serves both, AdamW for the rest. Weight decay acts
-    on matrices only.
+    on matrices only. With a factor other than 1 the module's ``encoder_parameters`` have groups of their own; a
+    group's ``lr_factor`` says how its learning rate stands to the optimizer's.
 
     Raises:
         UserError: For ``muon_mix`` when the network has no matrix between two hidden layers.
@@ -43,19 +49,24 @@ def build_optimizers(
     muon = hidden_matrices(module) if kind == "muon_mix" else []
     if kind == "muon_mix" and not muon:
         raise UserError("optimizer.kind: muon_mix needs network.hidden with two or more layers")
-    rest = {name: p for name, p in named.items() if name not in muon}
-    groups = [
-        {"params": [p for p in rest.values() if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in rest.values() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizers: dict[str, torch.optim.Optimizer] = {"adamw": torch.optim.AdamW(groups, lr=learning_rate, fused=True)}
+    whole: Any = module
+    encoder: set[str] = set() if encoder_lr_factor == 1 else whole.encoder_parameters()
+
+    def groups(names: list[str], rate: float, decay: float) -> list[dict[str, Any]]:
+        parts = [(1.0, [n for n in names if n not in encoder]), (encoder_lr_factor, [n for n in names if n in encoder])]
+        return [
+            {"params": [named[n] for n in part], "lr": rate * factor, "lr_factor": factor, "weight_decay": decay}
+            for factor, part in parts
+            if part
+        ]
+
+    rest = [name for name in named if name not in muon]
+    matrices, vectors = ([n for n in rest if (named[n].ndim >= 2) == many] for many in (True, False))
+    both = [*groups(matrices, learning_rate, weight_decay), *groups(vectors, learning_rate, 0.0)]
+    optimizers: dict[str, torch.optim.Optimizer] = {"adamw": torch.optim.AdamW(both, lr=learning_rate, fused=True)}
     if muon:
-        optimizers["muon"] = torch.optim.Muon(
-            [named[name] for name in muon],
-            lr=learning_rate * muon_ratio,
-            weight_decay=weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        rate = learning_rate * muon_ratio
+        optimizers["muon"] = torch.optim.Muon(groups(muon, rate, weight_decay), lr=rate, adjust_lr_fn="match_rms_adamw")
     _allocate(optimizers)
     return optimizers
 
@@ -109,8 +120,8 @@ def optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer], module: n
     }
 
 
-def schedule_factor(step: int, total: int, warmup_fraction: float, floor_fraction: float, schedule: str) -> float:
-    """Learning rate of gradient step ``step`` (from 0) as a share of its peak.
+def schedule_factor(step: float, total: int, warmup_fraction: float, floor_fraction: float, schedule: str) -> float:
+    """Learning rate of step ``step`` (from 0, between two where gradient steps are coarser) as a share of its peak.
 
     Linear from 1/W to 1 over the first W = ``warmup_fraction * total`` steps, then constant, or a half cosine
     that reaches ``floor_fraction`` at ``total`` and stays there.

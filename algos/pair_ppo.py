@@ -161,7 +161,7 @@ class PairPPO(PPO):
         """Everything that training goes on from, by name, as CPU copies.
 
         ``module/*`` weights, ``optimizer/<name>/*`` moments, ``ema/*`` and ``ema_weight`` averaged weights,
-        ``schedule/steps`` gradient steps taken, ``tail_quantile``. No hyperparameters, episodes or random
+        ``schedule/steps`` the schedule's own, ``tail_quantile``. No hyperparameters, episodes or random
         streams: those come from the config and ``reseed``.
         """
         state = self._each_learner(lambda learner: learner.export_training_state())[0]

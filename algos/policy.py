@@ -31,8 +31,9 @@ class Policy:
         layers: Weight [out, in] and bias [out] per layer.
         activation: ``tanh`` or ``silu``, between layers.
         mapping: Action mapping of the env.
-        leverage: Gross limit that scales actions.
+        leverage: The run's gross limit, which scales actions.
         feature_names: Names of the market features, in order.
+        leverage_cap: The policy's own, smaller limit, see ``target_weights``; None: none.
         account_columns: Columns of the account, the last inputs; default: all inputs that are not features.
     """
 
@@ -44,9 +45,11 @@ class Policy:
         mapping: str,
         leverage: float,
         feature_names: Sequence[str],
+        leverage_cap: float | None = None,
         account_columns: int | None = None,
     ) -> None:
         self.activation, self.mapping, self.leverage = activation, mapping, float(leverage)
+        self.leverage_cap = leverage_cap
         self.feature_names = tuple(feature_names)
         self._layers = [(w.detach().cpu().double(), b.detach().cpu().double()) for w, b in layers]
         self.inputs = self._layers[0][0].shape[1]
@@ -78,11 +81,19 @@ class Policy:
         mapping: str,
         leverage: float,
         feature_names: Sequence[str],
+        leverage_cap: float | None = None,
     ) -> "Policy":
         """From the parameters of ``ActorCritic`` by name; only the actor's are used."""
         numbers = sorted(int(name.split(".")[1]) for name in weights if name.startswith("pi.") and "weight" in name)
         layers = [(weights[f"pi.{i}.weight"], weights[f"pi.{i}.bias"]) for i in numbers]
-        return cls(layers, activation=activation, mapping=mapping, leverage=leverage, feature_names=feature_names)
+        return cls(
+            layers,
+            activation=activation,
+            mapping=mapping,
+            leverage=leverage,
+            feature_names=feature_names,
+            leverage_cap=leverage_cap,
+        )
 
     def decide(self, features: Tensor, account: Tensor) -> Tensor:
         """Target weights [B, 2] float64 for features [B, F] and the account's view [B, A], both float64.
@@ -94,7 +105,11 @@ class Policy:
         if width + account.shape[1] != self.inputs:
             raise ValueError(f"policy expects {self.inputs} inputs, got {width} + {account.shape[1]}")
         actions = self.actions(self._sums(padded(features)), padded(account))[:count]
-        return round_targets(target_weights(actions, self.mapping, self.leverage))
+        return round_targets(self.targets(actions))
+
+    def targets(self, actions: Tensor) -> Tensor:
+        """Target weights [B, 2] of actions [B, 2], not rounded."""
+        return target_weights(actions, self.mapping, self.leverage, self.leverage_cap)
 
     def market_sums(self, features: Tensor, bars: range) -> Tensor:
         """The market's share of the first layer's sums, [N, H] float64 for N bars.
@@ -152,6 +167,7 @@ class Policy:
             mapping=about["mapping"],
             leverage=about["leverage"],
             feature_names=about["feature_names"],
+            leverage_cap=about.get("leverage_cap"),  # policies of before there was one have none
         )
         if about["network"] != policy._description()["network"]:
             raise ValueError(f"{folder}: policy.json and policy.safetensors describe different networks")
@@ -164,6 +180,7 @@ class Policy:
             "activation": self.activation,
             "mapping": self.mapping,
             "leverage": self.leverage,
+            "leverage_cap": self.leverage_cap,
             "account_columns": self.account_columns,
             "feature_names": list(self.feature_names),
         }

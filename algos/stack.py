@@ -82,6 +82,7 @@ class PolicyStack:
                 size += len(own)
         first, mapping, leverage = bars.start, self._networks[0].mapping, self._networks[0].leverage
         straight = bool((order == torch.arange(len(rows))).all()) and not means
+        capped = any(network.leverage_cap is not None for network in self._networks)
 
         def answer(at: Tensor, account: Tensor) -> Tensor:
             if first:
@@ -90,8 +91,12 @@ class PolicyStack:
             for network, sums, chosen, count in passes:
                 seen = sums.index_select(0, at.index_select(0, chosen))
                 actions.append(network.actions(seen, account.index_select(0, chosen))[:count])
-            joined = actions[0] if len(actions) == 1 else torch.cat(actions)
-            targets = round_targets(target_weights(joined, mapping, leverage))
+            if capped:  # each network has a limit of its own
+                wanted = [network.targets(own) for (network, *_), own in zip(passes, actions, strict=True)]
+                targets = round_targets(torch.cat(wanted))
+            else:
+                joined = actions[0] if len(actions) == 1 else torch.cat(actions)
+                targets = round_targets(target_weights(joined, mapping, leverage))
             if straight:
                 return targets
             teams = []

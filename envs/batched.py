@@ -131,6 +131,7 @@ class BatchedPairTrading:
         # one gather a step: both legs' returns to the next fill, both legs' moves to the close, years to the next fill
         self._bars = tensor(np.column_stack((market.returns, market.moves[:-1], market.years)))
         self._lag, self._mapping, self._leverage = run.env.lag, run.env.mapping, run.costs.leverage
+        self._cap = run.env.leverage_cap
         self._episode_bars, self._per_start = run.env.episode_bars, run.ppo.accounts_per_start
         span = market.splits["train"]
         self._first, self._last = span.start - self._lag, span.stop - 2 - self._lag
@@ -159,7 +160,7 @@ class BatchedPairTrading:
     def step(self, action: Tensor) -> Step:
         """Trade on actions [N, 2] in [-1, 1] and earn one bar."""
         k = self._bar + self._lag
-        target = target_weights(action, self._mapping, self._leverage)
+        target = target_weights(action, self._mapping, self._leverage, self._cap)
         returns, moves, years = self._bars.index_select(0, k).split_with_sizes((2, 2, 1), dim=1)
         after, fill = ledger.step(self._account, target, returns, years.squeeze(1), self._terms)
         log_growth = fill.log_growth

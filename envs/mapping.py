@@ -4,15 +4,26 @@ import torch
 from torch import Tensor
 
 
-def target_weights(action: Tensor, mapping: str, leverage: float) -> Tensor:
+def target_weights(action: Tensor, mapping: str, leverage: float, cap: float | None = None) -> Tensor:
     """Target weights [N, 2] (signed fractions of equity, before the ledger's cap) of actions [N, 2] in [-1, 1].
 
     ``direct``: each leg gets its action times the leverage limit. ``neutral``: half the difference of the
     actions is a dollar-neutral tilt of at most half the limit per leg.
 
+    Args:
+        action: [N, 2] in [-1, 1].
+        mapping: ``direct`` or ``neutral``.
+        leverage: The run's gross limit, which the ledger keeps.
+        cap: The policy's own, smaller limit: actions scale to it instead, and targets of more gross shrink to it, as
+            the ledger would shrink them; None: the ledger's alone.
+
     Raises:
         ValueError: If the mapping is unknown.
     """
+    if cap is not None:
+        target = target_weights(action, mapping, cap)
+        gross = target[:, 0].abs() + target[:, 1].abs()
+        return target / (gross / cap).clamp(min=1).unsqueeze(1)
     if mapping == "direct":
         return action * leverage
     if mapping == "neutral":

@@ -66,6 +66,7 @@ class PairTradingEnv(gym.Env[np.ndarray, np.ndarray]):
             torch.as_tensor(np.asarray(action, np.float64)).reshape(1, 2),
             self._run.env.mapping,
             self._run.costs.leverage,
+            self._run.env.leverage_cap,
         )
         if not self._training:
             target = round_targets(target)

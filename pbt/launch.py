@@ -272,9 +272,11 @@ def _complete(directory: "RunDir") -> bool:
 def _describe(config: RunConfig, plan_lines: Sequence[str], notes: Sequence[str]) -> None:
     for line in (*plan_lines, *notes):
         print(line)
+    from pbt.search import space_lines
+
     print("search space")
-    for name, space in config.search.items():
-        print(f"  {name:18} {space.low:g} .. {space.high:g} {space.scale}, step {space.step:g}, at {space.path}")
+    for line in space_lines(config):
+        print(f"  {line}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,10 @@ Its kernel is Ray's own for PB2: squared exponential in the hyperparameters, tim
 (Bogunovic et al. 2016). New values maximise an upper confidence bound. Members that move at the same barrier, or go on
 with values of their own, shrink the uncertainty where they will look, so that they spread (Desautels et al. 2014).
 
+Whole numbers and choices are ordered positions in unit space too: candidates are moved to positions that have a value
+before they are compared, so that the process is asked about what would really be in force (Garrido-Merchan and
+Hernandez-Lobato 2020).
+
 Unlike Ray's scheduler: candidates are a keyed Sobol sequence instead of numpy's global random numbers, the bound uses
 the standard deviation of the paper's equation, and noise is a fitted term of its own.
 """
@@ -22,8 +26,8 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import WhiteKernel
 
 from pbt.manifest import Observation
-from pbt.search import Values, from_unit, to_unit
-from rayconf.sections import Range
+from pbt.search import Values, from_unit, is_discrete, to_unit
+from rayconf.search import Range
 
 CANDIDATES_LOG2 = 9
 """The bound is maximised over 512 points."""
@@ -68,6 +72,9 @@ class Bandit:
         """New hyperparameters; the old ones do not matter."""
         sobol = qmc.Sobol(len(self._search), rng=np.random.Generator(np.random.PCG64(rng.getrandbits(64))))
         points = np.insert(sobol.random_base2(CANDIDATES_LOG2), 0, self._generation, axis=1)
+        for column, space in enumerate(self._search.values(), start=1):
+            if is_discrete(space):
+                points[:, column] = [to_unit(from_unit(share, space), space) for share in points[:, column].tolist()]
         best = points[int(np.argmax(self._bound(points)))]
         self._pending.append(best.tolist())
         shares = zip(self._search.items(), best[1:], strict=True)

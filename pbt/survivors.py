@@ -78,7 +78,14 @@ def load_survivors(run: RunConfig, directory: RunDir, population: Population, ma
     chosen = choose(population.archive, streams, run.pbt.survivors, run.pbt.survivor_correlation)
     store = StateStore(directory.states)
     return [
-        Survivor(rank, snapshot, policy_from_state(store.load(snapshot.state), run, market.scaler.names))
+        Survivor(
+            rank,
+            snapshot,
+            # a leverage cap is part of the policy, and its own
+            policy_from_state(
+                store.load(snapshot.state), run.with_values(snapshot.hyperparameters), market.scaler.names
+            ),
+        )
         for rank, snapshot in enumerate(chosen, start=1)
     ]
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from rayconf.search import MUTABLE, Range
 from rayconf.sections import (
     DEFAULT_FRACTIONS,
     BacktestConfig,
@@ -19,7 +20,6 @@ from rayconf.sections import (
     OptimizerConfig,
     PBTConfig,
     PPOConfig,
-    Range,
     ResourcesConfig,
     Section,
     SplitConfig,
@@ -28,6 +28,8 @@ from rayconf.sections import (
 )
 
 PAIR = re.compile(r"[A-Za-z0-9][A-Za-z0-9.^=-]{0,15}/[A-Za-z0-9][A-Za-z0-9.^=-]{0,15}")
+
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 # The risk terms differ in units, so each has its own range (fraction of equity per bar).
 RISK_RANGES = {"variance": (0.3, 30.0), "downside": (0.6, 60.0), "drawdown": (0.01, 0.5)}
@@ -65,7 +67,8 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     pbt: PBTConfig = PBTConfig()
     search: dict[str, Range] = Field(default_factory=dict)
-    """What PBT mutates, by hyperparameter name; empty: learning rate and the four penalties."""
+    """What PBT mutates, by hyperparameter name; empty: learning rate and the four penalties. Fields that it can mutate
+    are listed in ``rayconf.search``."""
     backtest: BacktestConfig = BacktestConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -111,23 +114,53 @@ class RunConfig(Section):
                 raise ValueError(f"data.transferred: {pair!r} is not in data.pairs")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             raise ValueError(f"name: {self.name!r} must be letters, digits, '.', '_' or '-'")
-        if self.env.train_cost_bps is not None and self.env.train_cost_bps < self.costs.real_bps:
-            raise ValueError(
-                f"env.train_cost_bps: {self.env.train_cost_bps} is below the real cost {self.costs.real_bps} bps"
-            )
+        self._check_terms()
         if self.pbt.on_drop == "freeze" and not self.network.hidden:
             raise ValueError("pbt.on_drop: freeze needs network.hidden with at least one layer")
         for name, space in self.search.items():
             self._check_search(name, space)
+        paths = [space.path for space in self.search.values()]
+        for name, space in self.search.items():
+            if paths.count(space.path) > 1:
+                raise ValueError(f"search.{name}.path: {space.path!r} is moved by two names; keep one")
         return self
 
+    def _check_terms(self) -> None:
+        """What a member's terms of trading may be beside the real ones."""
+        if self.env.train_cost_bps is not None and self.env.train_cost_bps < self.costs.real_bps:
+            raise ValueError(
+                f"env.train_cost_bps: {self.env.train_cost_bps} is below the real cost {self.costs.real_bps} bps"
+            )
+        if self.env.leverage_cap is not None and self.env.leverage_cap > self.costs.leverage:
+            raise ValueError(
+                f"env.leverage_cap: {self.env.leverage_cap} is above the limit costs.leverage {self.costs.leverage}"
+            )
+
     def _check_search(self, name: str, space: Range) -> None:
+        """Refuse what the field itself would refuse: the run is checked with every corner of the range in its place."""
+        if not NAME.fullmatch(name):
+            raise ValueError(f"search: {name!r} names columns and must be letters, digits and '_'")
+        if space.path not in MUTABLE:
+            raise ValueError(
+                f"search.{name}.path: {space.path!r} cannot be mutated; choose one of {', '.join(MUTABLE)}"
+            )
         section, _, field = space.path.partition(".")
-        owner = getattr(self, section, None)
-        if not isinstance(owner, EnvConfig | OptimizerConfig) or not isinstance(getattr(owner, field, None), float):
-            raise ValueError(f"search.{name}.path: {space.path!r} is no number of env or optimizer")
-        if space.path == "env.train_cost_bps" and space.low < self.costs.real_bps:
-            raise ValueError(f"search.{name}.low: {space.low} is below the real cost {self.costs.real_bps} bps")
+        owner: Section = getattr(self, section)
+        whole = isinstance(getattr(owner, field), int)
+        if whole and space.scale not in ("integer", "categorical"):
+            raise ValueError(
+                f"search.{name}.scale: {space.path} is a whole number and cannot move on the {space.scale} scale; use "
+                "integer or categorical"
+            )
+        for label, value in space.corners:
+            try:
+                changed = type(owner).model_validate({**owner.model_dump(), field: value})
+                self.model_copy(update={section: changed})._check_terms()
+            except ValidationError as error:
+                why = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"search.{name}.{label}: {value:g} cannot be {space.path}: {why}") from error
+            except ValueError as error:
+                raise ValueError(f"search.{name}.{label}: {error}") from error
 
     @property
     def mutates_learning_rate(self) -> bool:
@@ -146,11 +179,12 @@ class RunConfig(Section):
         return f"seed{self.seed}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
 
     def with_values(self, values: dict[str, float]) -> "RunConfig":
-        """A copy with the named hyperparameters of ``search`` set to the given values."""
+        """A copy with the named hyperparameters of ``search`` set to the given values, whole numbers as such."""
         sections: dict[str, dict[str, float]] = {}
         for name, value in values.items():
             section, _, field = self.search[name].path.partition(".")
-            sections.setdefault(section, {})[field] = value
+            whole = isinstance(getattr(getattr(self, section), field), int)
+            sections.setdefault(section, {})[field] = int(value) if whole else value
         return self.model_copy(
             update={section: getattr(self, section).model_copy(update=update) for section, update in sections.items()}
         )
@@ -158,7 +192,8 @@ class RunConfig(Section):
     def value_of(self, name: str) -> float:
         """The run's own (unmutated) value of the hyperparameter ``name``."""
         section, _, field = self.search[name].path.partition(".")
-        return float(getattr(getattr(self, section), field))
+        value = getattr(getattr(self, section), field)
+        return float(self.costs.leverage if value is None else value)  # a leverage cap alone may be left open
 
     def to_yaml(self) -> str:
         """The config as YAML; feeding it back gives an equal config."""

@@ -155,6 +155,9 @@ class EnvConfig(Section):
     """Trading cost per side in training, never below the real cost; null: the real cost."""
     cvar_weight: NonNegative = 0.003
     """Weight of the tail term (95 % CVaR of the per-bar loss)."""
+    leverage_cap: Positive | None = None
+    """Gross limit of the policy itself, in training and wherever it trades: actions scale to it, and targets beyond it
+    shrink to it. Never above ``costs.leverage``, which stays the ledger's limit; null: that limit alone."""
 
     @property
     def default_risk_penalty(self) -> float:
@@ -175,6 +178,10 @@ class NetworkConfig(Section):
     """Nonlinearity of the hidden layers, and of ``conv`` and ``transformer``."""
     initial_log_std: float = -0.5
     """Initial log standard deviation of the action before squashing."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the hidden units of actor and critic that are left out, drawn anew for each gradient step, and in
+    gradient steps alone: rollouts, advantages and evaluation see the whole network. With an encoder, units of layers
+    that are evaluated once per bar are left out for all samples of the bar."""
     encoder: Literal["mlp", "factored", "conv", "gru", "transformer"] = "mlp"
     """``mlp``: features and account enter together, per sample. Per bar: ``factored`` reads the bar's own features;
     ``conv``, ``gru`` and ``transformer`` read the last ``encoder_window`` bars."""
@@ -191,6 +198,8 @@ class NetworkConfig(Section):
 
     @model_validator(mode="after")
     def _shapes(self) -> "NetworkConfig":
+        if self.dropout and not self.hidden:
+            raise ValueError(f"dropout {self.dropout} needs hidden with at least one layer")
         if self.encoder == "mlp":
             return self
         if not self.hidden:
@@ -255,6 +264,9 @@ class OptimizerConfig(Section):
     """Learning rate of AdamW; mutated by PBT."""
     muon_ratio: Positive = 1.0
     """Learning rate of Muon as a multiple of ``learning_rate`` (Muon's update is scaled to AdamW's RMS)."""
+    encoder_lr_factor: Positive = 1.0
+    """Learning rate of the market encoder as a multiple of everything else's (where an encoder has no weights, as in
+    ``mlp`` and ``factored``, that of the first layers of actor and critic)."""
     weight_decay: NonNegative = 1e-4
     """Decoupled weight decay."""
     schedule: Literal["auto", "cosine", "constant"] = "auto"
@@ -352,29 +364,6 @@ class PBTConfig(Section):
     def generations(self) -> int:
         """Number of generations in the run."""
         return self.iterations // self.interval
-
-
-class Range(Section):
-    """What PBT may do to one number."""
-
-    path: str
-    """Field of the run that it replaces, e.g. ``optimizer.learning_rate``."""
-    low: NonNegative
-    """Smallest value."""
-    high: Positive
-    """Largest value."""
-    scale: Literal["log", "linear"] = "log"
-    """Space in which values are drawn and moved."""
-    step: Positive = 2.0
-    """Largest move of one explore step: a factor on the log scale, an addend on the linear scale."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Range":
-        if self.low > self.high:
-            raise ValueError(f"low {self.low} must not exceed high {self.high}")
-        if self.scale == "log" and (self.low <= 0 or self.step <= 1):
-            raise ValueError("a log scale needs low > 0 and step > 1")
-        return self
 
 
 class BacktestConfig(Section):

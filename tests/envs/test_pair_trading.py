@@ -47,7 +47,8 @@ def drive(run: RunConfig, act: Callable[[torch.Tensor, torch.Tensor], torch.Tens
     span = market.splits["test"]
 
     def decide(bars: torch.Tensor, features: torch.Tensor, account: torch.Tensor) -> torch.Tensor:
-        return round_targets(target_weights(act(features, account), run.env.mapping, LEVERAGE))
+        wanted = target_weights(act(features, account), run.env.mapping, LEVERAGE, run.env.leverage_cap)
+        return round_targets(wanted)
 
     record = replay(
         market, span, ByRow(decide, market.features), Terms.from_costs(run.costs), run.env.lag,
@@ -80,6 +81,7 @@ def noise(features: torch.Tensor, account: torch.Tensor) -> torch.Tensor:
 def test_stepping_is_the_backtest_to_the_last_bit(lag: int, act: Callable) -> None:
     drive(make_run(lag=lag), act, lambda env: None)
     drive(make_run(lag=lag, risk_measure="drawdown", mapping="neutral"), act, lambda env: None)
+    drive(make_run(lag=lag, leverage_cap=0.9), act, lambda env: None)
 
 
 def _other_ledger(account, target, returns, dt, terms):

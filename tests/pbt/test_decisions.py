@@ -8,7 +8,7 @@ from pbt.decisions import Decision, Standing, decide
 from pbt.fitness import BROKEN, Gap
 from pbt.search import draw, explore, initial_values
 from rayconf import load_config
-from rayconf.sections import Range
+from rayconf.search import Range
 
 RUN = load_config("default", assignments=["seed=3"])
 REAL, NOISE = Gap(0.5, 0.2), Gap(0.1, 0.2)

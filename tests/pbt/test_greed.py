@@ -12,10 +12,10 @@ from pbt.decisions import decide
 from pbt.fitness import BROKEN, Gap
 from pbt.groups import deal
 from pbt.manifest import Peak
-from pbt.search import from_unit, initial_values, to_unit
+from pbt.search import initial_values
 from pbt.standings import LOST, Decision, Standing
 from rayconf import RunConfig, UserError, load_config
-from rayconf.sections import PBTConfig, Range
+from rayconf.sections import PBTConfig
 
 REAL, NOISE = Gap(0.5, 0.2), Gap(0.1, 0.2)
 
@@ -257,14 +257,3 @@ def test_every_barrier_keeps_the_rules(
             assert d.values == by_name[d.member].values
     if arm == "pbt" and reference:
         assert (found[0].parent, found[0].copied, found[0].values) == ("m00", "none", members[0].values)
-
-
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(share=st.floats(0, 1), scale=st.sampled_from(["log", "linear"]))
-def test_unit_space_and_back(share: float, scale: str) -> None:
-    space = Range(path="x", low=0.5, high=40.0, scale=scale, step=2.0)
-    value = from_unit(share, space)
-    assert space.low <= value <= space.high
-    assert to_unit(value, space) == pytest.approx(share, abs=1e-12)
-    point = Range(path="x", low=2.0, high=2.0, scale=scale, step=2.0)
-    assert (from_unit(share, point), to_unit(2.0, point)) == (2.0, 0.0)

@@ -16,7 +16,7 @@ from pbt.pb2 import Bandit, rows_needed
 from pbt.search import draw, explore, from_unit, initial_values, to_unit
 from pbt.standings import Standing
 from rayconf import load_config
-from rayconf.sections import Range
+from rayconf.search import Range
 from tests.pbt.rehearsal import Rehearsal
 
 SEARCH = {
