@@ -22,7 +22,7 @@ from pbt.run_dir import RunDir
 from pbt.search import to_unit
 from rayconf.loading import build_config, load_file
 from rayconf.run_config import RunConfig
-from rayconf.sections import Range
+from rayconf.search import Range
 
 SCHEMA = 1
 ROUTINE = ("start", "resume", "plan", "first_step", "look", "done")
