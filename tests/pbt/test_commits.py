@@ -11,7 +11,7 @@ from analysis.diversity import diversity_rows
 from analysis.frames import KEYS, diversity_schema, read_jsonl, write_frame
 from pbt.fitness import BROKEN
 from pbt.manifest import Mark, Population
-from pbt.pipeline import recover
+from pbt.recovery import recover
 from pbt.population import PairPopulation
 from pbt.survivors import schedule
 from tests.pbt.rehearsal import PAIR, Rehearsal
