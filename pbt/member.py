@@ -121,6 +121,9 @@ class PairMember(PairPPO):
         evaluated = time.perf_counter()
         state = self._store.save(self.boundary_state())
         last = iterations[-1]
+        if last["skipped_steps"] and not last["grad_norm"]:
+            # Not one finite gradient: it trains no longer, whatever its averaged weights still earn.
+            evaluation.update(fitness=fitness.BROKEN, fitness_se=0.0)
         last.update(
             fitness=evaluation["fitness"],
             fitness_se=evaluation["fitness_se"],

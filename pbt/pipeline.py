@@ -106,7 +106,8 @@ def finish(
     directory.event("done")
     write_events(directory)
     verdicts = {pair: [comparison_of(summary, daily, pair, baseline) for baseline in BARS_TO_BEAT] for pair in markets}
-    write_summary_json(
+    write_report(directory.path)
+    write_summary_json(  # last, for it says that the run is complete
         directory,
         summary,
         survivors,
@@ -121,7 +122,6 @@ def finish(
         {pair: "; ".join(found.sentence() for found in bars if found is not None) for pair, bars in verdicts.items()},
         "complete",
     )
-    write_report(directory.path)
     print_final_table(summary, daily)
     print(time_line(time_split(read_jsonl(directory.progress_journal))))
     shutil.rmtree(directory.tune, ignore_errors=True)

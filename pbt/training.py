@@ -69,7 +69,7 @@ def train(
     if not tickets:
         return
     os.environ.update(TUNE_SETTINGS, TUNE_MAX_PENDING_TRIALS_PG=str(slots))
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    _keep_off_the_terminal()
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
     scheduler = PairPBT(run, directory.path.resolve(), populations, slots)
     attempt = 1 + sum(1 for _ in directory.tune.glob("attempt-*"))
@@ -100,6 +100,15 @@ def train(
     unfinished = [pair for pair, population in scheduler.populations.items() if not population.complete]
     if unfinished or len(results) != len(tickets):
         raise RuntimeError(f"training ended before {', '.join(unfinished) or 'all members'} finished")
+
+
+def _keep_off_the_terminal() -> None:
+    """Ray's log goes where ours goes: Tune shows the traceback of every failure, also of those that are retried."""
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    log = logging.getLogger("ray")
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+    log.propagate = True
 
 
 def _trial_name(trial: Trial) -> str:

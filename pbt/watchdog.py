@@ -1,5 +1,6 @@
 """The watchdog: retries members that hang, and tells of nodes that are gone. It never opens a barrier."""
 
+import socket
 import statistics
 import time
 from typing import Any
@@ -14,6 +15,8 @@ from rayconf.run_config import RunConfig
 
 NODES_EVERY = 2.0
 """Seconds between two looks at the nodes."""
+KNOCK_SECONDS = 2.0
+"""Seconds in which a node must take a connection."""
 
 
 class Watchdog(Callback):
@@ -30,7 +33,8 @@ class Watchdog(Callback):
         self._directory, self._scheduler = directory, scheduler
         self._since: dict[Trial, tuple[Any, float]] = {}
         self._durations: list[float] = []
-        self._nodes: dict[str, str] = {}
+        self._nodes: dict[str, tuple[str, int]] = {}
+        self._lost: set[str] = set()
         self._looked = float("-inf")
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
@@ -60,6 +64,14 @@ class Watchdog(Callback):
         if known is not None:
             self._durations.append(time.monotonic() - known[1])
 
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """After a failure: did the member's node die?"""
+        self._look_at_nodes(ask=True)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """The same, where the member was between two generations."""
+        self._look_at_nodes(ask=True)
+
     def _limit(self) -> float | None:
         if self._factor is None or not self._durations:
             return None
@@ -69,9 +81,24 @@ class Watchdog(Callback):
     def _work(trial: Trial) -> Any:
         return trial.temporary_state.ray_actor._actor_id, trial.config["ticket"]["generation"]
 
-    def _look_at_nodes(self) -> None:
-        alive = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-        for identity, address in self._nodes.items():
-            if identity not in alive:
-                self._directory.event("node_lost", f"node {identity[:12]} at {address}; its members are retried")
+    def _look_at_nodes(self, ask: bool = False) -> None:
+        """Tell of nodes that are gone; ask: knock at each, for Ray needs many seconds to find that one is dead."""
+        alive = {
+            node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"])
+            for node in ray.nodes()
+            if node["Alive"] and node["NodeID"] not in self._lost
+        }
+        silent = [name for name in alive if ask and len(alive) > 1 and not _answers(*alive[name])]
+        for name in silent + [name for name in self._nodes if name not in alive and name not in self._lost]:
+            self._lost.add(name)
+            address = (self._nodes | alive)[name][0]
+            self._directory.event("node_lost", f"node {name[:12]} at {address}; its members are retried")
         self._nodes = alive
+
+
+def _answers(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=KNOCK_SECONDS).close()
+    except OSError:
+        return False
+    return True

@@ -4,6 +4,7 @@ Each fault replaces one function by one that does its harm at an exact call and 
 the product knows of it. Faults of a member's own process travel as a subclass of its trainable.
 """
 
+import contextlib
 import functools
 import os
 import signal
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -26,6 +27,7 @@ from pbt.store import StateStore
 
 PAIR = "SYNA/SYNB"
 DRIVER = "SABOTEUR_DRIVER_PID"
+RAYLET = "SABOTEUR_RAYLET_PID"
 
 
 def die() -> None:
@@ -36,8 +38,13 @@ def die() -> None:
 
 def around(owner: Any, name: str, harm: Callable[..., Any]) -> None:
     """Replace ``owner.name`` by ``harm``, whose first argument is the original."""
-    setattr(owner, name, functools.partialmethod(_call, harm, getattr(owner, name)) if isinstance(owner, type)
-            else functools.partial(harm, getattr(owner, name)))
+    setattr(
+        owner,
+        name,
+        functools.partialmethod(_call, harm, getattr(owner, name))
+        if isinstance(owner, type)
+        else functools.partial(harm, getattr(owner, name)),
+    )
 
 
 def _call(self: Any, harm: Callable[..., Any], original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -61,11 +68,11 @@ class DiesInASave(PairMember):
         """One generation, whose save ends in the middle."""
 
         def half(original: Any, path: Path, content: bytes) -> None:
-            if path.parent.name != "states":
-                return original(path, content)
-            original(path, bytes(content)[: len(content) // 2])
-            os.kill(int(os.environ[DRIVER]), signal.SIGKILL)
-            die()
+            torn = path.parent.name == "states"
+            original(path, bytes(content)[: len(content) // 2] if torn else content)
+            if torn:
+                os.kill(int(os.environ[DRIVER]), signal.SIGKILL)
+                die()
 
         around(Path, "write_bytes", half)
         return super().step()
@@ -155,35 +162,57 @@ def a_state_rots() -> None:
 
 
 def flip(path: Path) -> None:
-    """Invert one byte in the middle of a file."""
-    with open(path, "r+b") as stream:
-        _flip(stream)
+    """Invert some bytes in the middle of a file: more than the padding between two tensors."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 256] = bytes(byte ^ 0xFF for byte in content[middle : middle + 256])
+    path.write_bytes(content)
 
 
-def _flip(stream: BinaryIO) -> None:
-    middle = stream.seek(0, os.SEEK_END) // 2
-    stream.seek(middle)
-    byte = stream.read(1)[0]
-    stream.seek(middle)
-    stream.write(bytes([byte ^ 0xFF]))
+def the_disk_fills() -> None:
+    """Right after the first commit somebody else's file takes all that the disk has left."""
+    filled: list[bool] = []
+
+    def harm(original: Any, self: Population, path: Path) -> None:
+        original(self, path)
+        if path.parent.name == "state" and self.generation and not filled:
+            filled.append(True)
+            with contextlib.suppress(OSError), open(path.parents[2] / "ballast", "wb", buffering=0) as stream:
+                for size in (1 << 20, 1 << 12, 1):
+                    with contextlib.suppress(OSError):
+                        while stream.write(bytes(size)):
+                            pass
+
+    around(Population, "write", harm)
+
+
+def a_node_goes() -> None:
+    """The first commit is followed by the death of the raylet that the environment names."""
+    gone: list[int] = []
+
+    def harm(original: Any, self: Population, path: Path) -> None:
+        original(self, path)
+        if path.parent.name == "state" and self.generation and not gone:
+            gone.append(int(os.environ[RAYLET]))
+            os.kill(gone[0], signal.SIGKILL)
+
+    around(Population, "write", harm)
 
 
 class Poisoned(PairMember):
-    """One member whose weights turn NaN before its second generation."""
+    """One member of each pair, whose weights turn NaN before its second generation."""
 
     def step(self) -> dict[str, Any]:
         """One generation."""
         place = self._ticket
-        if (place["pair"], place["member"], place["generation"]) == (PAIR, "m01", 1):
+        if (place["member"], place["generation"]) == ("m01", 1):
             state = self.boundary_state()
-            self.load_boundary_state(
-                {n: t * torch.nan if n.startswith("module/") else t for n, t in state.items()}
-            )
+            self.load_boundary_state({n: t * torch.nan if n.startswith("module/") else t for n, t in state.items()})
         return super().step()
 
 
 def a_loss_is_nan() -> None:
-    """One member trains on NaN."""
+    """A member of each pair trains on NaN."""
     pbt.training.PairMember = Poisoned
 
 
@@ -198,6 +227,8 @@ FAULTS = {
         in_the_report,
         a_member_hangs,
         a_state_rots,
+        the_disk_fills,
+        a_node_goes,
         a_loss_is_nan,
     )
 }
