@@ -9,7 +9,7 @@ from pbt.fitness import Gap
 from pbt.groups import plan_groups
 from pbt.manifest import Observation
 from pbt.search import Values, draw, explore
-from pbt.standings import Decision, GapOf, Plan, Standing, arm_of
+from pbt.standings import Decision, GapOf, Plan, Standing
 from rayconf.run_config import RunConfig
 
 FallOf = Callable[[str], Gap | None]
@@ -126,7 +126,7 @@ def _mover(run: RunConfig, generation: int, settled: list[Values], observations:
 
 
 def _settled(run: RunConfig, standing: Standing, decision: Decision) -> Decision:
-    """A lost member that took nobody's weights says so; a reference that broke starts its generation over."""
-    broke = standing.broken and arm_of(run.pbt, standing.member) == "reference" and decision.operation != "stop"
+    """In arm ``pbt`` a broken member that took nobody's weights starts its generation over; so does every lost one."""
+    again = standing.broken and run.pbt.arm == "pbt" and decision.operation in ("keep", "explore")
     own = decision.operation in ("keep", "explore", "stop")
-    return replace(decision, operation="lost") if (standing.lost and own) or broke else decision
+    return replace(decision, operation="lost") if (standing.lost and own) or again else decision

@@ -111,6 +111,10 @@ def train_generation(
     iterations = tuple(_iterate(algorithm) for _ in range(run.pbt.interval))
     clock = time.perf_counter()
     evaluation = evaluate(run, market, algorithm.evaluation_policy(), generation)
+    last = iterations[-1].figures
+    if last["skipped_steps"] and not last["grad_norm"]:
+        # Not one finite gradient: it trains no longer, whatever its averaged weights still earn.
+        evaluation.figures.update(fitness=fitness.BROKEN, fitness_se=0.0)
     evaluated = time.perf_counter()
     state = algorithm.boundary_state()
     return Trained(state, iterations, evaluation, began, evaluated - clock, time.perf_counter() - evaluated)

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,8 +126,11 @@ def _launch(args: argparse.Namespace) -> int:
     except UserError:
         raise
     except Exception as error:
+        from pbt.disk import give_up, is_full
+
+        full = give_up(directory) if is_full(error) else None
         logging.getLogger("pbt").exception("run failed")
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = full or next(iter(str(error).strip().splitlines()), type(error).__name__)
         print(
             f"pairpbt: failed: {first}; see {directory.log}, go on with --resume --name {directory.name}",
             file=sys.stderr,
@@ -145,7 +149,9 @@ def _open(
     machine: "Machine",
 ) -> None:
     """Make the run's directory, or bring that of a resumed run back to its last commit; say what will happen."""
-    from pbt.pipeline import begin, begin_extension, recover
+    from pbt.disk import keep_reserve
+    from pbt.pipeline import begin, begin_extension
+    from pbt.recovery import recover
     from rayconf.session import plan
 
     if not args.resume and not args.extend:
@@ -154,15 +160,27 @@ def _open(
         filename=directory.log, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     logging.getLogger("pbt").setLevel(logging.INFO)
+    logging.raiseExceptions = False  # a log on a full disk is no reason to write to the terminal
+    threading.excepthook = _log_thread
     if args.resume:
         recover(directory, config)
     elif args.extend:
         begin_extension(config, directory, markets, working.data.pairs)
     else:
         begin(config, directory, markets)
+    keep_reserve(directory)
     notes = (note for pair in working.data.pairs for note in markets[pair].notes)
     for line in (*plan(working, machine.cpus, machine.gpus).lines(), *notes):
         print(line, flush=True)
+
+
+def _log_thread(failure: threading.ExceptHookArgs) -> None:
+    """Errors of other threads, such as a tracker's writer, go to the log."""
+    name = failure.thread.name if failure.thread else "?"
+    value = failure.exc_value
+    logging.getLogger("pbt").error(
+        "thread %s failed", name, exc_info=(failure.exc_type, value, failure.exc_traceback) if value else None
+    )
 
 
 def _flags(args: argparse.Namespace) -> dict[str, Any]:

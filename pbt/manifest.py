@@ -107,15 +107,19 @@ class Population:
     observations: tuple[Observation, ...] = ()
     """History for PB2, oldest first."""
     previous: tuple[str, ...] = field(default=())
-    """States named by the commit before, kept until the next one."""
+    """States that the commit before needs, kept until the next one: a damaged state sends the pair back to it."""
     bases: dict[str, str] = field(default_factory=dict)
     """States that members came with from other pairs, kept so that replays can start there: digest to source."""
     schema: int = SCHEMA
 
+    def own_states(self) -> set[str]:
+        """Digests that training and back-testing go on from: members and their peaks, and the archive."""
+        members = {state for member in self.members.values() for state in member.states()}
+        return members | {snapshot.state for snapshot in self.archive}
+
     def states(self) -> set[str]:
-        """Digests this commit needs: members and their peaks, archive, bases and the commit before."""
-        own = {state for member in self.members.values() for state in member.states()}
-        return own | {snapshot.state for snapshot in self.archive} | {*self.previous, *self.bases}
+        """Digests to keep: this commit's own, those of the commit before, and bases."""
+        return self.own_states() | {*self.previous, *self.bases}
 
     def archived(self, snapshots: list[Snapshot], size: int) -> tuple[Snapshot, ...]:
         """The best ``size`` of the archive and the new snapshots; each state once."""

@@ -9,6 +9,7 @@ Tune's own checkpoint is a mere pointer.
 import contextlib
 import ctypes
 import gc
+import io
 import json
 import os
 import socket
@@ -159,10 +160,15 @@ class PairMember(PairPPO):
     def _keep(self, net_return: np.ndarray, generation: int) -> None:
         path = self._directory.validation_file(self._pair, self._member, generation)
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Written by Python, because numpy's own writer does not say when the disk is full.
+        content = io.BytesIO()
+        np.save(content, net_return)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with open(temporary, "wb") as stream:
-            np.save(stream, net_return)
-        os.replace(temporary, path)
+        try:
+            temporary.write_bytes(content.getbuffer())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _release() -> None:

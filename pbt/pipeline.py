@@ -14,7 +14,7 @@ import ray
 from rich.console import Console
 
 from algos.policy import EnsemblePolicy
-from analysis.frames import KEYS, append_jsonl, daily_schema, keep_last, read_frame, read_jsonl, write_frame, write_text
+from analysis.frames import KEYS, daily_schema, read_frame, read_jsonl, write_frame, write_text
 from analysis.report import write_report
 from analysis.summary import build_summary, write_summary
 from analysis.tables import BARS_TO_BEAT, comparison_of, print_final_table
@@ -30,7 +30,6 @@ from pbt.results import known_notes, write_events, write_summary_json, write_tra
 from pbt.run_dir import RunDir
 from pbt.simulator import ENSEMBLE, Policies, backtest
 from pbt.startup import StartUp
-from pbt.store import StateStore
 from pbt.survivors import Survivor, export, load_survivors
 from pbt.tracking import Tracking
 from pbt.training import train
@@ -84,28 +83,6 @@ def _fitness_note(run: RunConfig, market: PairMarket) -> tuple[str, ...]:
     if windows >= fitness.FEW_WINDOWS:
         return ()
     return (f"{market.pair}: validation holds {windows} rolling windows only, so fitness pools the whole span",)
-
-
-def recover(directory: RunDir, run: RunConfig) -> None:
-    """Bring journals and states back to the last commit of every pair."""
-    committed = {}
-    for pair in run.data.pairs:
-        if directory.manifest(pair).is_file():
-            committed[pair] = Population.read(directory.manifest(pair))
-    for journal, key in ((directory.progress_journal, "progress"), (directory.lineage_journal, "lineage")):
-        rows = [
-            row
-            for row in keep_last(read_jsonl(journal), KEYS[key])
-            if row["pair"] in committed and row["generation"] <= committed[row["pair"]].generation
-        ]
-        fresh = journal.with_suffix(".tmp")  # renamed over the old one: a kill here loses neither
-        fresh.unlink(missing_ok=True)
-        append_jsonl(fresh, rows)
-        fresh.replace(journal)
-    store = StateStore(directory.states)
-    needed: set[str] = set().union(*(population.states() for population in committed.values()), set())
-    store.discard(store.names() - needed)
-    directory.event("resume", ", ".join(f"{pair} at generation {p.generation}" for pair, p in committed.items()))
 
 
 def execute(
@@ -166,7 +143,8 @@ def finish(
     directory.event("done")
     write_events(directory)
     verdicts = {pair: [comparison_of(summary, daily, pair, baseline) for baseline in BARS_TO_BEAT] for pair in markets}
-    write_summary_json(
+    write_report(directory.path)
+    write_summary_json(  # last, for it says that the run is complete
         directory,
         summary,
         survivors,
@@ -174,12 +152,12 @@ def finish(
         {pair: "; ".join(found.sentence() for found in bars if found is not None) for pair, bars in verdicts.items()},
         "complete",
     )
-    write_report(directory.path)
     print_final_table(summary, daily)
     print(time_line(time_split(read_jsonl(directory.progress_journal))))
     shutil.rmtree(directory.tune, ignore_errors=True)
     if directory.extension.is_file():
         directory.extension.replace(directory.config)
+    directory.reserve.unlink(missing_ok=True)
 
 
 def load_population(run: RunConfig, directory: RunDir, market: PairMarket) -> PairPopulation:

@@ -10,6 +10,7 @@ from pbt import fitness
 from pbt.decisions import decide
 from pbt.lineage import lineage_row, progress_rows
 from pbt.manifest import Member, Observation, Peak, Population, Snapshot
+from pbt.recovery import step_back
 from pbt.run_dir import RunDir, member_name
 from pbt.search import initial_values
 from pbt.standings import LOST, Decision, Standing
@@ -57,6 +58,7 @@ class PairPopulation:
         self.committed = committed
         self._results: dict[str, dict[str, Any] | None] = {}
         self._failures: dict[str, int] = {}
+        self._strays: set[str] = set()  # states of generations that were taken back
         self.journaled: list[dict[str, Any]] = []
         """Progress rows of the last barrier."""
 
@@ -89,7 +91,10 @@ class PairPopulation:
         return member in self._results and self._results[member] is None
 
     def report(self, member: str, result: dict[str, Any]) -> None:
-        """Take the result of a finished generation."""
+        """Take the result of a finished generation; that of a generation taken back meanwhile is void."""
+        if result["generation"] != self.generation + 1:
+            self._strays.add(result["state"])
+            return
         attempt = self._failures.get(member, 0) + 1
         skipped = 0
         for row in result["iterations"]:
@@ -143,12 +148,26 @@ class PairPopulation:
             patience=patience,
             mark=mark,
             observations=observations,
-            previous=tuple(sorted(set().union(*(m.states() for m in before.members.values())))),
+            previous=tuple(sorted(before.own_states())),
         )
+        before.write(self._directory.manifest_before(self.pair))
         self.committed.write(self._directory.manifest(self.pair))
-        self._store.discard((before.states() | seen) - self.committed.states())
-        self._results, self._failures = {}, {}
+        self._store.discard((before.states() | seen | self._strays) - self.committed.states())
+        self._results, self._failures, self._strays = {}, {}, set()
         return decisions
+
+    def mend(self) -> bool:
+        """Whether a state of the commit was found damaged; the pair has then gone back by one generation.
+
+        Raises:
+            DamagedRunError: It cannot go back.
+        """
+        damaged = self._store.damaged(self.committed.own_states())
+        if damaged:
+            self._strays |= self.committed.states() | {r["state"] for r in self._results.values() if r is not None}
+            self.committed = step_back(self._directory, self.committed, damaged)
+            self._results, self._failures = {}, {}
+        return bool(damaged)
 
     def _standing(self, name: str) -> Standing:
         member, result = self.committed.members[name], self._results[name]

@@ -44,6 +44,7 @@ class RunDir:
         self.summary_json = path / "summary.json"
         self.log = path / "run.log"
         self.events_journal = self.state / "events.jsonl"
+        self.reserve = self.state / "reserve"
         self.progress_journal = self.state / "progress.jsonl"
         self.lineage_journal = self.state / "lineage.jsonl"
 
@@ -75,6 +76,10 @@ class RunDir:
     def manifest(self, pair: str) -> Path:
         """The committed state of a pair's population."""
         return self.state / f"{folder_name(pair)}.json"
+
+    def manifest_before(self, pair: str) -> Path:
+        """The commit before the last one, which the pair goes back to when a state is damaged."""
+        return self.state / "previous" / f"{folder_name(pair)}.json"
 
     def validation_file(self, pair: str, member: str, generation: int) -> Path:
         """Net returns of one evaluation on validation, float64."""

@@ -5,8 +5,9 @@ in turn. When the last member of a pair has paused, its population decides, and 
 the trials' configs. Nothing here depends on the order or the time of events.
 """
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ray.tune.schedulers.trial_scheduler import FIFOScheduler, TrialScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from pbt.decisions import Decision
+from pbt.disk import DiskFullError, is_full
 from pbt.member import ticket
 from pbt.population import PairPopulation
 from rayconf.run_config import RunConfig
@@ -52,11 +54,14 @@ class PairPBT(FIFOScheduler):
         self._trials: dict[tuple[str, str], Trial] = {}
         self._controller: TuneController | None = None
         self._reviving: Trial | None = None
+        self._reasons: dict[Trial, str] = {}
+        self.fatal: Exception | None = None
+        """What ended training early; Tune passes on its text only."""
         self.listeners: list[Listener] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what lives in the driver alone: Tune pickles the scheduler when it starts."""
-        return {**self.__dict__, "listeners": [], "_trials": {}, "_controller": None}
+        return {**self.__dict__, "listeners": [], "_trials": {}, "_reasons": {}, "_controller": None}
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """The metric is the scheduler's own."""
@@ -73,19 +78,20 @@ class PairPBT(FIFOScheduler):
             tune_controller._set_trial_status(trial, Trial.PAUSED)
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        """Take a generation's result; pause, or stop after the last generation."""
+        """Take a generation's result and pause; trials end when their pair is complete."""
         pair, member = _key(trial)
         population = self.populations[pair]
-        population.report(member, result)
-        self._tell("result", population)
-        if result["generation"] < self._run.pbt.generations:
-            return str(TrialScheduler.PAUSE)
-        if population.ready:
-            self._barrier(population)
-        return str(TrialScheduler.STOP)
+        with self._fatal():
+            population.report(member, result)
+            self._tell("result", population)
+        return str(TrialScheduler.PAUSE)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        """Count a failed attempt; Tune, or ``revive``, queues the trial again."""
+        """Count a failed attempt; Tune, or ``revive``, queues the trial again.
+
+        A start that turns out damaged sends the pair back by one generation instead, and a full disk ends training:
+        neither is the member's fault.
+        """
         self._controller = tune_controller
         # An actor that dies while it takes a ticket leaves its trial marked as being reset, which blocks it for good.
         tune_controller._resetting_trials.discard(trial)
@@ -98,8 +104,20 @@ class PairPBT(FIFOScheduler):
         echo = trial.status == Trial.PENDING and not staged
         if population.complete or echo or trial is self._reviving:
             return
-        population.fail(member, f"trial failed {trial.num_failures} times so far; see {trial.error_file or 'run.log'}")
-        self._tell("failure", population)
+        with self._fatal():
+            told = _last_words(trial)
+            if is_full(told):
+                raise DiskFullError(told)
+            if population.mend():
+                self._hand_out(population)
+                return
+            reason = self._reasons.pop(trial, None) or f"trial failed {trial.num_failures} times so far; see run.log"
+            population.fail(member, reason)
+            self._tell("failure", population)
+
+    def explain(self, trial: Trial, reason: str) -> None:
+        """Say why the trial's actor is about to be killed."""
+        self._reasons[trial] = reason
 
     def revive(self, trial: Trial) -> None:
         """Queue a trial again that Tune gave up.
@@ -120,7 +138,8 @@ class PairPBT(FIFOScheduler):
         """
         for population in self.populations.values():
             if not population.complete and population.ready and self._all_paused(population):
-                self._barrier(population)
+                with self._fatal():
+                    self._barrier(population)
             self._stop_idle(tune_controller, population)
         waiting = [
             ((self.populations[pair].generation, pair, member), trial)
@@ -145,26 +164,32 @@ class PairPBT(FIFOScheduler):
 
     def _barrier(self, population: PairPopulation) -> None:
         decisions = population.commit()
-        for decision in decisions:
-            trial = self._trials.get((population.pair, decision.member))
-            if trial is not None and not population.complete:
-                member = population.committed.members[decision.member]
-                trial.set_config(
-                    ticket(
-                        self._run,
-                        self._directory,
-                        population.pair,
-                        decision.member,
-                        population.generation,
-                        member.hyperparameters,
-                        member.state,
-                        member.frozen,
-                    )
-                )
+        if not population.complete:
+            self._hand_out(population)
         self._tell("barrier", population, decisions)
 
+    def _hand_out(self, population: PairPopulation) -> None:
+        """Give every member its ticket for the next generation."""
+        run, generation = self._run, population.generation
+        for name, member in population.committed.members.items():
+            trial = self._trials.get((population.pair, name))
+            if trial is not None:
+                values, state = member.hyperparameters, member.state
+                trial.set_config(
+                    ticket(run, self._directory, population.pair, name, generation, values, state, member.frozen)
+                )
+
+    @contextlib.contextmanager
+    def _fatal(self) -> Iterator[None]:
+        """Keep an error that ends training."""
+        try:
+            yield
+        except Exception as error:
+            self.fatal = self.fatal or error
+            raise
+
     def _stop_idle(self, tune_controller: TuneController, population: PairPopulation) -> None:
-        """End trials that wait although their pair is complete: it ended early, or they were lost at its end."""
+        """End the trials of a pair that is complete."""
         if population.complete:
             for member in population.committed.members:
                 trial = self._trials.get((population.pair, member))
@@ -189,3 +214,10 @@ class Revival(Callback):
 
 def _key(trial: Trial) -> tuple[str, str]:
     return trial.config["ticket"]["pair"], trial.config["ticket"]["member"]
+
+
+def _last_words(trial: Trial) -> str:
+    """The text of the trial's last failure, from the file that Tune keeps on the driver."""
+    with contextlib.suppress(OSError, TypeError):
+        return Path(trial.error_file).read_text(errors="replace").rpartition("Failure # ")[2]
+    return ""

@@ -1,6 +1,7 @@
 """Member states on disk, named by their content: copying at an exploit is naming, retries are idempotent."""
 
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -38,9 +39,15 @@ class StateStore:
         path = self._path(name)
         if not path.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
+            # Written by Python, because torch's own writer does not say when the disk is full.
+            content = io.BytesIO()
+            torch.save({key: state[key] for key in sorted(state)}, content)
             temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            torch.save({key: state[key] for key in sorted(state)}, temporary)
-            temporary.replace(path)
+            try:
+                temporary.write_bytes(content.getbuffer())
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
         return name
 
     def load(self, name: str) -> State:
@@ -60,6 +67,16 @@ class StateStore:
             raise CorruptStateError(f"{path} does not hold what its name says")
         return state
 
+    def damaged(self, names: Iterable[str]) -> list[str]:
+        """Those of the named states that are missing or do not hold what their names say, in order of name."""
+        found = []
+        for name in sorted(set(names)):
+            try:
+                self.load(name)
+            except (FileNotFoundError, CorruptStateError):
+                found.append(name)
+        return found
+
     def discard(self, names: Iterable[str]) -> None:
         """Delete the named states, where present."""
         for name in names:
@@ -68,6 +85,12 @@ class StateStore:
     def names(self) -> set[str]:
         """Digests of all states present."""
         return {path.stem for path in self._folder.glob("*.pt")}
+
+    def sweep(self, needed: Iterable[str]) -> None:
+        """Delete all but the named states, and what interrupted saves left."""
+        self.discard(self.names() - set(needed))
+        for temporary in self._folder.glob("*.tmp"):
+            temporary.unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.pt"

@@ -13,6 +13,7 @@ from pbt.member import PairMember, ticket
 from pbt.population import PairPopulation
 from pbt.run_dir import RunDir, folder_name
 from pbt.scheduler import KeepActors, Listener, PairPBT, Revival
+from pbt.watchdog import Watchdog
 from rayconf.run_config import RunConfig
 
 # Loggers and progress are ours; one result at a time keeps barriers exact; Tune's own state is never restored, so it
@@ -46,6 +47,11 @@ def train(
         slots: Actors that train side by side.
         listeners: Told of results, failures and barriers.
         trainable: What trains a ticket's generation.
+
+    Raises:
+        DiskFullError: The run's disk is full.
+        DamagedRunError: States of a pair's last two commits are damaged.
+        RuntimeError: Every member of a pair was lost.
     """
     tickets = [
         ticket(
@@ -65,7 +71,7 @@ def train(
     if not tickets:
         return
     os.environ.update(TUNE_SETTINGS, TUNE_MAX_PENDING_TRIALS_PG=str(slots))
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    _keep_off_the_terminal()
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
     scheduler = PairPBT(run, directory.path.resolve(), populations, slots)
     attempt = 1 + sum(1 for _ in directory.tune.glob("attempt-*"))
@@ -83,16 +89,28 @@ def train(
             name=f"attempt-{attempt}",
             storage_path=str(directory.tune.resolve()),
             verbose=0,
-            callbacks=[Revival(scheduler)],
+            callbacks=[Revival(scheduler), Watchdog(run, directory, scheduler)],
             failure_config=tune.FailureConfig(max_failures=-1),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
     scheduler.listeners.extend(listeners)
-    results = tuner.fit()
+    try:
+        results = tuner.fit()
+    except Exception as error:
+        raise scheduler.fatal or error from None  # Tune knows its own wrapping only
     unfinished = [pair for pair, population in scheduler.populations.items() if not population.complete]
     if unfinished or len(results) != len(tickets):
         raise RuntimeError(f"training ended before {', '.join(unfinished) or 'all members'} finished")
+
+
+def _keep_off_the_terminal() -> None:
+    """Ray's log goes where ours goes: Tune shows the traceback of every failure, also of those that are retried."""
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    log = logging.getLogger("ray")
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+    log.propagate = True
 
 
 def _trial_name(trial: Trial) -> str:

@@ -338,6 +338,11 @@ class PBTConfig(Section):
     generations; null: never."""
     max_failures: Count = 3
     """Failures of one member in one generation after which it is lost and replaced by the ordinary rule."""
+    straggler_factor: Annotated[float, Field(ge=1)] | None = 10.0
+    """A member whose generation takes this many times the median of the finished ones counts as hung: its process is
+    killed and the generation tried again; null: never. Barriers always wait."""
+    straggler_seconds: NonNegative = 60.0
+    """Seconds that no generation counts as hung before."""
 
     @model_validator(mode="after")
     def _divides(self) -> "PBTConfig":

@@ -11,8 +11,8 @@ from analysis.diversity import diversity_rows
 from analysis.frames import KEYS, diversity_schema, read_jsonl, write_frame
 from pbt.fitness import BROKEN
 from pbt.manifest import Mark, Population
-from pbt.pipeline import recover
 from pbt.population import PairPopulation
+from pbt.recovery import recover
 from pbt.survivors import schedule
 from tests.pbt.rehearsal import PAIR, Rehearsal
 

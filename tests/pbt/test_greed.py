@@ -80,7 +80,7 @@ def test_a_lost_member_without_donor_says_so() -> None:
     found = decided(run, standings(run, [1, LOST, BROKEN, LOST]))
     assert operations(found) == ["keep", "exploit", "exploit", "exploit"]
     found = decided(run, standings(run, [BROKEN, LOST, BROKEN, LOST]))
-    assert operations(found) == ["lost", "lost", "explore", "lost"]
+    assert operations(found) == ["lost", "lost", "lost", "lost"]
 
 
 # --- frequencies

@@ -9,7 +9,7 @@ import pytest
 from analysis.frames import read_jsonl
 from pbt.fitness import BROKEN
 from pbt.manifest import Population
-from pbt.pipeline import recover
+from pbt.recovery import recover
 from pbt.survivors import choose, schedule
 from rayconf import RunConfig, UserError
 from tests.pbt.rehearsal import PAIR, Rehearsal

@@ -1,0 +1,104 @@
+"""The watchdog: retries members that hang, and tells of nodes that are gone. It never opens a barrier."""
+
+import socket
+import statistics
+import time
+from typing import Any
+
+import ray
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from pbt.run_dir import RunDir
+from pbt.scheduler import PairPBT
+from rayconf.run_config import RunConfig
+
+NODES_EVERY = 2.0
+"""Seconds between two looks at the nodes."""
+KNOCK_SECONDS = 2.0
+"""Seconds in which a node must take a connection."""
+
+
+class Watchdog(Callback):
+    """Kills the actor of a member whose generation takes far longer than its peers'.
+
+    Tune's loop turns at least ten times a second, whether or not anything happens, and calls ``on_step_begin`` each
+    time. The clock of a generation runs from when its member was given a live actor until its result. The member is
+    then retried from its boundary like after any other failure, so that results do not depend on the clock unless it
+    hangs ``pbt.max_failures`` times.
+    """
+
+    def __init__(self, run: RunConfig, directory: RunDir, scheduler: PairPBT) -> None:
+        self._factor, self._floor = run.pbt.straggler_factor, run.pbt.straggler_seconds
+        self._directory, self._scheduler = directory, scheduler
+        self._since: dict[Trial, tuple[Any, float]] = {}
+        self._durations: list[float] = []
+        self._nodes: dict[str, tuple[str, int]] = {}
+        self._lost: set[str] = set()
+        self._looked = float("-inf")
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Look after the members and, now and then, the nodes."""
+        now = time.monotonic()
+        limit = self._limit()
+        for trial in trials:
+            actor = trial.temporary_state.ray_actor
+            if actor is None:
+                self._since.pop(trial, None)
+                continue
+            known, since = self._since.get(trial, (None, now))
+            if known != self._work(trial):
+                self._since[trial] = (self._work(trial), now)
+            elif limit is not None and now - since > limit:
+                typical = statistics.median(self._durations)
+                self._scheduler.explain(trial, f"hung for {now - since:.0f} s, where others take {typical:.1f} s")
+                ray.kill(actor)
+                self._since[trial] = (None, now)
+        if now - self._looked >= NODES_EVERY:
+            self._looked = now
+            self._look_at_nodes()
+
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: Any, **info: Any) -> None:
+        """Learn how long a generation takes."""
+        known = self._since.pop(trial, None)
+        if known is not None:
+            self._durations.append(time.monotonic() - known[1])
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """After a failure: did the member's node die?"""
+        self._look_at_nodes(ask=True)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """The same, where the member was between two generations."""
+        self._look_at_nodes(ask=True)
+
+    def _limit(self) -> float | None:
+        if self._factor is None or not self._durations:
+            return None
+        return max(self._floor, self._factor * statistics.median(self._durations))
+
+    @staticmethod
+    def _work(trial: Trial) -> Any:
+        return trial.temporary_state.ray_actor._actor_id, trial.config["ticket"]["generation"]
+
+    def _look_at_nodes(self, ask: bool = False) -> None:
+        """Tell of nodes that are gone; ask: knock at each, for Ray needs many seconds to find that one is dead."""
+        alive = {
+            node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"])
+            for node in ray.nodes()
+            if node["Alive"] and node["NodeID"] not in self._lost
+        }
+        silent = [name for name in alive if ask and len(alive) > 1 and not _answers(*alive[name])]
+        for name in silent + [name for name in self._nodes if name not in alive and name not in self._lost]:
+            self._lost.add(name)
+            address = (self._nodes | alive)[name][0]
+            self._directory.event("node_lost", f"node {name[:12]} at {address}; its members are retried")
+        self._nodes = alive
+
+
+def _answers(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=KNOCK_SECONDS).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,86 @@
+"""Whole processes die; what is resumed ends with the frames of the undisturbed run."""
+
+import os
+import signal
+
+import pandas as pd
+import pytest
+from ray.cluster_utils import Cluster
+
+from tests.conftest import ROOT
+from tests.faults.conftest import Launches, finished
+from tests.faults.saboteur import RAYLET
+
+pytestmark = pytest.mark.faults
+
+
+def test_a_launch_killed_at_six_points_ends_as_if_nothing_had_happened(
+    launches: Launches, undisturbed: Launches
+) -> None:
+    """One run that is killed again and again, each time at the next point of its life."""
+    killed = launches.start("--set", "resources.cpus=2", fault="before-the-first-barrier")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert launches.generations() == [0, 0]
+
+    assert launches.resume(fault="inside-a-save").returncode == -signal.SIGKILL
+    torn = list((launches.run / "members" / "states").glob("*.tmp"))
+    assert torn
+    assert launches.generations() == [0, 0]
+
+    assert launches.resume(fault="between-save-and-commit").returncode == -signal.SIGKILL
+    assert not any(path.exists() for path in torn)
+    assert (launches.run / "state" / "lineage.jsonl").read_text().count('"generation":1') == 3
+    assert launches.generations() == [0, 0]
+
+    assert launches.resume(fault="at-a-barrier").returncode == -signal.SIGKILL
+    assert sorted(launches.generations()) == [0, 1]
+
+    assert launches.resume(fault="in-the-backtest").returncode == -signal.SIGKILL
+    assert launches.generations() == [3, 3]
+    assert (launches.run / "frames" / "lineage.parquet").is_file()
+    assert not (launches.run / "frames" / "daily.parquet").exists()
+
+    assert launches.resume(fault="in-the-report").returncode == -signal.SIGKILL
+    assert (launches.run / "frames" / "daily.parquet").is_file()
+    assert not (launches.run / "report.html").exists()
+
+    finished(launches.resume())
+    assert launches.results() == undisturbed.results()
+    assert len(launches.events("resume")) == 6
+    assert (launches.run / "report.html").is_file()
+    assert not list(launches.run.rglob("*.tmp"))
+
+
+def test_one_cpu_and_a_kill_give_the_same_lineage_as_two(launches: Launches, undisturbed: Launches) -> None:
+    killed = launches.start("--set", "resources.cpus=1", fault="at-a-barrier")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    finished(launches.resume())
+    assert launches.results() == undisturbed.results()
+    one = pd.read_parquet(launches.run / "frames" / "progress.parquet")
+    two = pd.read_parquet(undisturbed.run / "frames" / "progress.parquet")
+    # Six members share one process here, before and after the kill, and two there: more members than CPUs.
+    assert one.actor_pid.nunique() <= 2
+    assert two.actor_pid.nunique() <= 2
+    assert set(one.member) == set(two.member) == {"m00", "m01", "m02"}
+
+
+def test_members_of_a_lost_node_go_on_elsewhere(
+    launches: Launches, undisturbed: Launches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    memory = 100 * 2**20
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": memory},
+    )
+    try:
+        second = cluster.add_node(num_cpus=1, object_store_memory=memory)
+        raylet = second.all_processes["raylet"][0].process.pid
+        done = launches.start("--address", cluster.address, fault="a-node-goes", **{RAYLET: str(raylet)})
+        finished(done)
+        assert "slots      3" in done.stdout
+    finally:
+        cluster.shutdown()
+    assert launches.results() == undisturbed.results()
+    assert len(launches.events("node_lost")) == 1
+    assert not os.path.exists(f"/proc/{raylet}")
