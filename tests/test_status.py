@@ -16,7 +16,7 @@ from pbt.leaderboard import BLOCKS, POINTS, pair_lines, run_status, scaled_spark
 from pbt.manifest import Population
 from pbt.run_dir import RunDir
 from pbt.status import main, page
-from rayconf.sections import Range
+from rayconf.search import Range
 
 PAIR = "SYNC/SYND"
 
