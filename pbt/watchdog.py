@@ -15,6 +15,8 @@ from rayconf.run_config import RunConfig
 
 NODES_EVERY = 2.0
 """Seconds between two looks at the nodes."""
+STALL_SECONDS = 1.0
+"""Seconds between two turns of Tune's loop beyond which the driver was busy or stopped."""
 KNOCK_SECONDS = 2.0
 """Seconds in which a node must take a connection."""
 
@@ -36,10 +38,14 @@ class Watchdog(Callback):
         self._nodes: dict[str, tuple[str, int]] = {}
         self._lost: set[str] = set()
         self._looked = float("-inf")
+        self._stepped = time.monotonic()
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Look after the members and, now and then, the nodes."""
         now = time.monotonic()
+        stalled, self._stepped = now - self._stepped, now
+        if stalled > STALL_SECONDS:  # the driver itself was held up, so results may be waiting: that counts for nobody
+            self._since = {trial: (work, since + stalled) for trial, (work, since) in self._since.items()}
         limit = self._limit()
         for trial in trials:
             actor = trial.temporary_state.ray_actor

@@ -105,14 +105,8 @@ def test_the_test_span_is_read_once(undisturbed: Path) -> None:
     assert first_gradient(rows) - seconds[1] < events.wall_time[0] + 0.1
 
 
-def test_one_cpu_gives_the_same_bits(undisturbed: Path, tmp_path: Path) -> None:
-    done = launch(*tiny(tmp_path, "--name", "again", "--set", "resources.cpus=1"))
-    assert done.returncode == 0, done.stderr
-    assert frame_bytes(tmp_path / "again") == frame_bytes(undisturbed)
-
-
 def test_another_seed_gives_other_bits(undisturbed: Path) -> None:
-    """The comparison above can fail: the seed is in the lineage's keys."""
+    """Comparisons of lineages can fail: the seed is in their keys."""
     lineage = pd.read_parquet(undisturbed / "frames" / "lineage.parquet")
     from pbt.generation import training_key
     from rayconf import load_config

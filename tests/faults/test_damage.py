@@ -110,7 +110,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_stops_the_launch_and_room_lets_it_go_on(small_disk: Path, undisturbed: Launches) -> None:
     launches = Launches(small_disk)
-    done = launches.start("--set", "resources.cpus=2", fault="the-disk-fills")
+    # Without TensorBoard, which the driver writes, a member is the first to find the disk full.
+    done = launches.start("--set", "resources.cpus=2", "--set", "tracking.tensorboard=false", fault="the-disk-fills")
     assert done.returncode == 1, done.stdout + done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert f"no space left on the disk of {launches.run}" in line
@@ -119,7 +120,7 @@ def test_a_full_disk_stops_the_launch_and_room_lets_it_go_on(small_disk: Path, u
     assert "Traceback" not in done.stdout
     assert sorted(launches.generations()) in ([0, 1], [1, 1])
     assert len(launches.journal("disk_full")) == 1
-    assert launches.journal("actor_lost") == []  # the members are not to blame
+    assert launches.journal("retry") == launches.journal("actor_lost") == []  # the members are not to blame
 
     (small_disk / "ballast").unlink()
     finished(launches.resume())

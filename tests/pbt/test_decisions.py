@@ -89,7 +89,7 @@ def test_idle_and_broken_members_are_never_donors() -> None:
     donors = {by_member(decide(RUN, "A/B", g, scores, lambda d, m: REAL))["m07"].parent for g in range(1, 7)}
     assert donors == {"m01"}
     nobody = decide(RUN, "A/B", 1, population([BROKEN] * 8), lambda d, m: REAL)
-    assert [d.operation for d in nobody] == ["lost"] + ["explore"] * 7
+    assert [d.operation for d in nobody] == ["lost"] * 8
 
 
 def test_ties_are_broken_by_member_and_order_of_input_is_irrelevant() -> None:

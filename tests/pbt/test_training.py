@@ -9,6 +9,8 @@ import pytest
 import ray
 from ray import tune
 from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
+from ray.tune.experiment.trial import _TemporaryTrialState
 from ray.tune.schedulers.trial_scheduler import TrialScheduler
 from ray.tune.utils.object_cache import _ObjectCache
 
@@ -160,6 +162,10 @@ def test_the_private_names_of_ray_that_the_scheduler_uses() -> None:
     assert callable(TuneController._set_trial_status)
     assert callable(TuneController.stop_trial)
     assert callable(TuneController._requeue_trial)
+    assert "self.ray_actor" in inspect.getsource(_TemporaryTrialState.__init__)
+    assert "f.write(str(exc)" in inspect.getsource(Trial.handle_error)
+    assert "self._callbacks.on_step_begin" in inspect.getsource(TuneController.step)
+    assert "next(timeout=0.1)" in inspect.getsource(TuneController.step)
     assert callable(_ObjectCache.increase_max)
     assert callable(_ObjectCache.has_cached_object)
     assert issubclass(PairPBT, TrialScheduler)
