@@ -38,7 +38,7 @@ format: $(STAMP)  ## Mend what can be mended by machine
 
 bench: export OMP_NUM_THREADS := 1
 bench: $(BENCH_STAMP)  ## Run every benchmark (minutes each)
-	@for name in throughput encoders optimality; do echo "== $$name"; $(BENCH_PY) -m benchmarks.$$name || exit 1; done
+	@for name in throughput encoders optimality population engine; do echo "== $$name"; $(BENCH_PY) -m benchmarks.$$name || exit 1; done
 
 bench-gpu: export OMP_NUM_THREADS := 1
 bench-gpu: $(STAMP)  ## Measure members that share a GPU (ARGS=--dry-run: try the code on CPU)
