@@ -39,7 +39,7 @@ def test_throughput_writes_every_run_and_every_arm(quick: Path) -> None:
     runs, arms = (pd.read_parquet(quick / f"{name}.parquet") for name in ("throughput", "throughput_arms"))
     assert set(runs.columns) >= {"round", "arm", "minibatch", "steps", "seconds", "cpu_seconds", "steps_per_second"}
     np.testing.assert_allclose(runs.steps_per_second * runs.seconds, runs.steps)
-    assert {"ledger", "environment", "rollout", "training"} == set(arms.what)
+    assert {"ledger", "environment", "rollout", "backtest", "training"} == set(arms.what)
     assert set(runs.arm) == set(arms.arm)
     training = arms[arms.what == "training"].set_index("arm")
     assert set(training.index) == {"plain torch loop", "PairPPO", "PairPPO, training_step alone"}
