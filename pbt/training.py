@@ -4,10 +4,12 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
+from ray.tune.progress_reporter import TrialProgressCallback
 
 from pbt.member import PairMember, ticket
 from pbt.population import PairPopulation
@@ -89,7 +91,7 @@ def train(
             name=f"attempt-{attempt}",
             storage_path=str(directory.tune.resolve()),
             verbose=0,
-            callbacks=[Revival(scheduler), Watchdog(run, directory, scheduler)],
+            callbacks=[Revival(scheduler), Watchdog(run, directory, scheduler), NoProgress()],
             failure_config=tune.FailureConfig(max_failures=-1),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
@@ -111,6 +113,13 @@ def _keep_off_the_terminal() -> None:
     for handler in list(log.handlers):
         log.removeHandler(handler)
     log.propagate = True
+
+
+class NoProgress(TrialProgressCallback):
+    """Stands where Tune would put a callback that prints a line per trial: progress is ours to show."""
+
+    def _print(self, *args: Any, **kwargs: Any) -> None:
+        return
 
 
 def _trial_name(trial: Trial) -> str:

@@ -71,4 +71,5 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "ensemble" in done.stdout
     assert done.stdout.count("generation 2/2") == 2  # one plain line per pair and generation without a terminal
     assert done.stdout.count("time: ") == 2 * 2 + 1  # with each of them, and at the end
+    assert "Trial " not in done.stdout, "Tune keeps its progress to itself"
     return folder / "tiny"
