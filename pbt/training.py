@@ -37,7 +37,7 @@ def train(
     populations: Mapping[str, PairPopulation],
     slots: int,
     listeners: Sequence[Listener],
-    trainable: type[tune.Trainable] = PairMember,
+    trainable: type[tune.Trainable] | None = None,
 ) -> None:
     """Train every population to its last generation.
 
@@ -48,7 +48,7 @@ def train(
         populations: Committed populations; complete ones are left alone.
         slots: Actors that train side by side.
         listeners: Told of results, failures and barriers.
-        trainable: What trains a ticket's generation.
+        trainable: What trains a ticket's generation; default: ``PairMember``.
 
     Raises:
         DiskFullError: The run's disk is full.
@@ -78,7 +78,7 @@ def train(
     scheduler = PairPBT(run, directory.path.resolve(), populations, slots)
     attempt = 1 + sum(1 for _ in directory.tune.glob("attempt-*"))
     tuner = tune.Tuner(
-        tune.with_parameters(trainable, markets=dict(markets)),
+        tune.with_parameters(trainable or PairMember, markets=dict(markets)),
         param_space={"ticket": tune.grid_search(tickets)},
         tune_config=tune.TuneConfig(
             scheduler=scheduler,

@@ -206,8 +206,8 @@ class Poisoned(PairMember):
         """One generation."""
         place = self._ticket
         if (place["member"], place["generation"]) == ("m01", 1):
-            state = self.boundary_state()
-            self.load_boundary_state({n: t * torch.nan if n.startswith("module/") else t for n, t in state.items()})
+            assert self._start is not None
+            self._start = {n: t * torch.nan if n.startswith("module/") else t for n, t in self._start.items()}
         return super().step()
 
 

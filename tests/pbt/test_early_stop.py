@@ -54,6 +54,7 @@ def test_one_pair_ends_early_and_the_other_goes_on(
     peak = Peak("0" * 16, "m09", 0, 1000.0, 0)
     members = {name: replace(m, peak=peak, frozen=name == "m00") for name, m in late.committed.members.items()}
     late.committed = late.committed.advanced(members=members)
+    first: dict[str, bool] = {}
     tickets: list[dict[str, bool]] = []
     barriers: list[tuple[str, int, set[str]]] = []
     schedulers: list[PairPBT] = []
@@ -67,9 +68,13 @@ def test_one_pair_ends_early_and_the_other_goes_on(
 
     def listen(event: str, population: PairPopulation, decisions: list[Decision] | None) -> None:
         own = {m: t.config["ticket"]["frozen"] for (p, m), t in schedulers[0]._trials.items() if p == population.pair}
-        if population.pair == LATE and not population.complete and (event == "barrier" or not tickets):
-            assert own == {name: member.frozen for name, member in population.committed.members.items()}
-            tickets.append(own)
+        if population.pair == LATE and not population.complete:
+            asked = {name: member.frozen for name, member in population.committed.members.items()}
+            assert own.items() <= asked.items()  # a trial may still be missing when the first results come
+            if population.generation == 0:
+                first.update(own)
+            elif event == "barrier":
+                tickets.append(own)
         if event == "barrier":
             barriers.append((population.pair, population.generation, {d.operation for d in decisions or ()}))
 
@@ -84,8 +89,8 @@ def test_one_pair_ends_early_and_the_other_goes_on(
     assert (EARLY, 2, {"stop"}) in barriers
     assert (LATE, 3, {"stop"}) in barriers
     assert barriers.index((EARLY, 2, {"stop"})) < barriers.index((LATE, 3, {"stop"}))
-    assert tickets[0] == {"m00": True, "m01": False, "m02": False}
-    assert tickets[1] in ({"m00": False, "m01": i, "m02": j} for i, j in ((True, False), (False, True), (True, True)))
+    assert first == {"m00": True, "m01": False, "m02": False}
+    assert tickets[0] in ({"m00": False, "m01": i, "m02": j} for i, j in ((True, False), (False, True), (True, True)))
     trials = schedulers[0]._trials
     assert len(trials) == 6
     assert {trial.status for trial in trials.values()} == {Trial.TERMINATED}
