@@ -2,7 +2,8 @@
 
 ``log P1 = m + s/2`` and ``log P2 = m - s/2``. In the plain form s is an Ornstein-Uhlenbeck process and m an
 independent random walk, both Gaussian, so that the optimal growth rate is known (``envs.optimum``). The full form
-adds volatility regimes, fat tails and a slowly moving mean of the spread; no optimum is claimed for it.
+adds volatility regimes, fat tails and a slowly moving mean of the spread; no optimum is claimed for it. In the form
+``walk`` s is a random walk too, so that both prices are martingales: whoever finds skill there was lucky.
 """
 
 import numpy as np
@@ -36,8 +37,8 @@ def synthetic_pair(pair: str, config: SyntheticConfig) -> tuple[Bars, Bars]:
     """Daily bars of both legs of ``pair`` (``AAA/BBB``), a pure function of its arguments.
 
     Every pair is a market of its own: a ticker that occurs in two pairs has a different path in each. The first
-    bars do not depend on ``config.bars``, so a longer market extends a shorter one. In the plain form the expected
-    simple return of each leg is zero over a bar: the logs drift by ``-factor_sd^2 / 2 - var(change of s) / 8``.
+    bars do not depend on ``config.bars``, so a longer market extends a shorter one. In the forms plain and walk the
+    expected simple return of each leg is zero over a bar: the logs drift by ``-factor_sd^2 / 2 - var(change of s) / 8``.
 
     Raises:
         UserError: ``pair`` is not two tickers joined by ``/``.
@@ -47,11 +48,14 @@ def synthetic_pair(pair: str, config: SyntheticConfig) -> tuple[Bars, Bars]:
         raise UserError(f"data.pairs: {pair!r} is no pair; write two tickers as AAA/BBB")
     bars, full = config.bars, config.form == "full"
     volatility = _regimes(_stream(config, pair, "regime"), bars) if full else np.ones(bars)
-    spread = _reverting(config, pair, "spread", config.half_life, config.spread_sd, volatility, full)
+    spread_variance = 2 * config.spread_sd**2 * (1 - reversion(config.half_life))
+    if config.form == "walk":
+        spread = _walk(_stream(config, pair, "spread"), config, bars, spread_variance)
+    else:
+        spread = _reverting(config, pair, "spread", config.half_life, config.spread_sd, volatility, full)
     if full:
         slow_sd = SLOW_SD_RATIO * config.spread_sd
         spread += _reverting(config, pair, "slow", SLOW_HALF_LIFE, slow_sd, np.ones(bars), False)
-    spread_variance = 2 * config.spread_sd**2 * (1 - reversion(config.half_life))
     factor = _factor(config, pair, volatility, spread_variance, full)
     leg_sd = np.sqrt(config.factor_sd**2 + spread_variance / 4)
     dates = weekdays(bars)
@@ -115,6 +119,12 @@ def _reverting(
     close, _ = lfilter([1.0], [1.0, -phi], session_phi * gap + session, zi=[phi * before])
     open_ = night_phi * np.concatenate(([before], close[:-1])) + gap
     return np.stack([open_, close], axis=1)
+
+
+def _walk(rng: Generator, config: SyntheticConfig, bars: int, variance: float) -> np.ndarray:
+    """A Gaussian random walk with ``variance`` per bar at every open and close, [T, 2], from about 0."""
+    share = np.array([config.overnight, 1 - config.overnight])
+    return np.cumsum((np.sqrt(variance * share) * _shocks(rng, bars, False)).ravel()).reshape(-1, 2)
 
 
 def _factor(

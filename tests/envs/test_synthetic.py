@@ -109,7 +109,27 @@ def test_full_form_has_regimes_fat_tails_and_a_moving_mean(long_full: tuple[Bars
         assert abs(np.mean(leg.close[1:] / leg.close[:-1] - 1)) < 4 * returns.std() / np.sqrt(len(returns))
 
 
-@pytest.mark.parametrize("form", ["plain", "full"])
+def test_walk_has_the_moves_of_plain_and_nothing_to_predict() -> None:
+    legs = synthetic_pair("SYNA/SYNB", plain(form="walk", bars=400_000))
+    s = log_spread(*legs)
+    assert np.diff(s).std() == pytest.approx(0.012, rel=0.01)
+    assert s.std() > 20 * SD  # it wanders
+    prices = np.stack([leg.close for leg in legs])
+    returns = prices[:, 1:] / prices[:, :-1] - 1
+    assert np.all(np.abs(returns.mean(axis=1)) < 4 * returns.std(axis=1) / np.sqrt(returns.shape[1]))
+    change, plain_change = (np.diff(log_spread(*pair)) for pair in (legs, synthetic_pair("SYNA/SYNB", plain())))
+    for horizon in (1, 20, 250):  # the last move of each length says nothing of the next, and so much in plain
+
+        def predicted(moves: np.ndarray, horizon: int = horizon) -> float:
+            blocks = moves[: len(moves) // horizon * horizon].reshape(-1, horizon).sum(axis=1)
+            return float(np.corrcoef(blocks[1:], blocks[:-1])[0, 1] * np.sqrt(len(blocks)))
+
+        assert abs(predicted(change)) < 4
+        if horizon < 250:
+            assert predicted(plain_change) < -4
+
+
+@pytest.mark.parametrize("form", ["plain", "full", "walk"])
 def test_a_pure_function_of_pair_and_config(form: str) -> None:
     config = SyntheticConfig.model_validate({"form": form, "bars": 3000})
     legs = synthetic_pair("AA/BB", config)
@@ -140,7 +160,7 @@ def test_default_market_takes_less_than_half_a_second() -> None:
 
 
 @given(
-    form=st.sampled_from(["plain", "full"]),
+    form=st.sampled_from(["plain", "full", "walk"]),
     bars=st.integers(1, 400),
     half_life=st.floats(0.5, 300),
     spread_sd=st.floats(1e-4, 0.3),
