@@ -1,0 +1,137 @@
+"""Runs grouped by what differs in their configs, and the difference between two groups, paired by seed."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from analysis.collection import FinishedRun
+from analysis.labels import NOTHING
+
+PRICES = ("data", "synthetic", "split")
+"""Sections of a config that decide which prices and which days the test span has."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        label: ``A``, ``B`` and so on, the reference first.
+        settings: Where this group's settings differ from another group's, by dotted path.
+        runs: Its runs, one per seed, by seed.
+        repeats: Runs that repeat a seed of the group; they are listed and count in no mean.
+    """
+
+    label: str
+    settings: Mapping[str, str]
+    runs: tuple[FinishedRun, ...]
+    repeats: tuple[FinishedRun, ...]
+
+    def rows(self, pair: str, policy: str | None = None) -> dict[int, dict[str, Any]]:
+        """By seed, the row of a pair on test under base terms: the headline's, or a policy's by name."""
+        found = {}
+        for run in self.runs:
+            rows = run.headline() if policy is None else {row["pair"]: row for row in run.on_test(policy)}
+            if pair in rows:
+                found[run.seed] = rows[pair]
+        return found
+
+
+@dataclass(frozen=True)
+class SeedDifference:
+    """A figure of one configuration less another's, paired by seed.
+
+    Attributes:
+        seeds: Seeds that both have.
+        mean: Mean difference.
+        sd: Sample standard deviation of the differences; None for one seed.
+        better: Seeds with a positive difference.
+        p: Two-sided exact Wilcoxon signed-rank p-value; None under two seeds or where all differences are 0.
+    """
+
+    seeds: int
+    mean: float
+    sd: float | None
+    better: int
+    p: float | None
+
+
+def seed_difference(first: Mapping[int, float], second: Mapping[int, float]) -> SeedDifference | None:
+    """First less second by seed; None without a common seed.
+
+    The test is Wilcoxon's signed-rank test (1945): with n seeds its smallest p-value is 2^(1 - n).
+    """
+    differences = np.array([first[seed] - second[seed] for seed in sorted(set(first) & set(second))])
+    if differences.size == 0:
+        return None
+    p = None
+    if differences.size > 1 and np.any(differences != 0):
+        from scipy.stats import wilcoxon
+
+        p = float(wilcoxon(differences).pvalue)
+    sd = float(differences.std(ddof=1)) if differences.size > 1 else None
+    return SeedDifference(differences.size, float(differences.mean()), sd, int((differences > 0).sum()), p)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """P-values adjusted for their number, in their own order (Holm 1979)."""
+    adjusted = [0.0] * len(values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def market_follows_seed(runs: Iterable[FinishedRun]) -> bool:
+    """Whether several seeds each have a synthetic market of their own."""
+    seeds = {(run.seed, run.settings.get("synthetic.seed")) for run in runs if run.settings.get("data.dir") == "null"}
+    return len(seeds) > 1 and all(str(seed) == market for seed, market in seeds)
+
+
+def name_of(index: int) -> str:
+    """0 is A, 25 is Z, 26 is AA."""
+    letters = ""
+    index += 1
+    while index:
+        index, letter = divmod(index - 1, 26)
+        letters = chr(ord("A") + letter) + letters
+    return letters
+
+
+def group_runs(runs: Sequence[FinishedRun], reference: str | None = None) -> tuple[list[Group], list[str]]:
+    """Put runs that differ in their seed alone together.
+
+    Args:
+        runs: Complete runs.
+        reference: Name of a run whose group comes first; None: the first run by name.
+
+    Returns:
+        The groups, and the dotted paths in which they differ. A ``synthetic.seed`` that follows the seed counts as one.
+    """
+    aside = {"synthetic.seed"} if market_follows_seed(runs) else set()
+    paths = sorted({path for run in runs for path in run.settings} - aside)
+    differing = [path for path in paths if len({run.settings.get(path) for run in runs}) > 1]
+    found: dict[tuple[str, ...], list[FinishedRun]] = {}
+    for run in sorted(runs, key=lambda run: (run.name != reference, run.name)):
+        found.setdefault(tuple(run.settings.get(path, NOTHING) for path in differing), []).append(run)
+    groups = []
+    for index, (values, members) in enumerate(found.items()):
+        firsts: dict[int, FinishedRun] = {}
+        for run in members:
+            firsts.setdefault(run.seed, run)
+        own = tuple(firsts[seed] for seed in sorted(firsts))
+        repeats = tuple(run for run in members if firsts[run.seed] is not run)
+        groups.append(Group(name_of(index), dict(zip(differing, values, strict=True)), own, repeats))
+    return groups, differing
+
+
+def same_prices(first: Group, second: Group) -> bool:
+    """Whether two configurations were tested on the same prices and days, so that their figures can be paired."""
+    for path in first.settings:
+        section, _, leaf = path.partition(".")
+        if section in PRICES and leaf not in ("pairs", "transferred") and first.settings[path] != second.settings[path]:
+            return False
+    return True
