@@ -29,6 +29,13 @@ class Group:
     runs: tuple[FinishedRun, ...]
     repeats: tuple[FinishedRun, ...]
 
+    @property
+    def title(self) -> str:
+        """The label, with the settings where they are few."""
+        if not 0 < len(self.settings) <= 2:
+            return self.label
+        return f"{self.label} ({', '.join(f'{path}={value}' for path, value in self.settings.items())})"
+
     def rows(self, pair: str, policy: str | None = None) -> dict[int, dict[str, Any]]:
         """By seed, the row of a pair on test under base terms: the headline's, or a policy's by name."""
         found = {}

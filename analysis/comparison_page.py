@@ -36,7 +36,13 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], words: int = 
     """A table; the first ``words`` columns and column ``wide`` hold words, which stand to the left."""
 
     def kind(index: int) -> str:
-        return ' class="text wide"' if index == wide else ' class="text"' if index < words else ""
+        return (
+            ' class="text wide" style="white-space:normal;min-width:430px"'
+            if index == wide
+            else ' class="text"'
+            if index < words
+            else ""
+        )
 
     head = "".join(f"<th{kind(index)}>{text(heading)}</th>" for index, heading in enumerate(headings))
     body = "".join(
@@ -55,13 +61,13 @@ def spread_table(groups: Sequence[Group], pair: str) -> str:
     headings = ["configuration", "seeds"]
     for _, heading, _ in FIGURES:
         headings += [heading, "SD", "range"]
-    headings.append("Sharpe of equal weight")
+    headings.append("equal weight")
     rows = []
     for group in groups:
         own = list(group.rows(pair).values())
         if not own:
             continue
-        cells = [group.label, str(len(own))]
+        cells = [group.title, str(len(own))]
         for name, _, form in FIGURES:
             cells += _spread([row[name] for row in own], form)
         bars = [row["annualised_sharpe"] for row in group.rows(pair, "equal_weight").values()]
@@ -189,11 +195,10 @@ def difference_table(groups: Sequence[Group], pairs: Sequence[str]) -> str:
 
 
 def settings_table(groups: Sequence[Group], differing: Sequence[str]) -> str:
-    """In what the configurations differ, and which runs and seeds each has."""
+    """In what the configurations differ, and which seeds each has."""
     several = len(groups) > 1
     rows = [[path, *[group.settings[path] for group in groups]] for path in differing] if several else []
     rows.append(["seeds", *[", ".join(str(run.seed) for run in group.runs) for group in groups]])
-    rows.append(["runs", *[", ".join(run.name for run in group.runs) for group in groups]])
     words = len(groups) + 1
     note = "" if several else "<p>All runs have one configuration and differ at most in their seed.</p>"
     return note + _table(["", *[group.label for group in groups]], rows, words=words)
@@ -216,23 +221,25 @@ def runs_table(groups: Sequence[Group]) -> str:
         "configuration",
         "pair",
         "seed",
+        "days",
         "Sharpe",
         "95 % interval",
         "CAGR",
         "drawdown",
-        "days",
         "verdict",
     ]
     rows = []
+    repeats = []
     for group in groups:
+        repeats += [run.name for run in group.repeats]
         for run in sorted(itertools.chain(group.runs, group.repeats), key=lambda run: run.name):
-            note = " (repeats a seed, not counted)" if run in group.repeats else ""
             for pair, row in run.headline().items():
                 figures = [shown(row[name], form) for name, _, form in FIGURES]
                 ends = interval(row["sharpe_ci_low"], row["sharpe_ci_high"])
-                cells = [run.name, group.label + note, pair, str(run.seed), figures[0], ends, *figures[1:]]
-                rows.append([*cells, str(row["days"]), run.verdicts.get(pair) or NOTHING])
-    return _table(headings, rows, words=3, wide=len(headings) - 1)
+                cells = [run.name, group.label, pair, str(run.seed), str(row["days"]), figures[0], ends, *figures[1:]]
+                rows.append([*cells, run.verdicts.get(pair) or NOTHING])
+    note = f"<p>Repeat a seed of their configuration and count nowhere: {text(', '.join(repeats))}.</p>"
+    return (note if repeats else "") + _table(headings, rows, words=3, wide=len(headings) - 1)
 
 
 def comparison_html(
