@@ -9,10 +9,13 @@ from typing import Any
 
 import nbformat
 import numpy as np
+import pandas as pd
+import plotly.io as pio
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
+from plotly.io.base_renderers import ExternalRenderer
 
 from tests.conftest import ROOT
 
@@ -92,3 +95,30 @@ def test_the_five_notebooks_are_stored_without_outputs() -> None:
         assert "RUN = " in "".join(code[0]["source"])
         assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
         assert all(cell["metadata"] == {} for cell in stored["cells"])
+
+
+class Kept(ExternalRenderer):
+    """A renderer that keeps the figure instead of opening a browser."""
+
+    def __init__(self) -> None:
+        self.figures: list[dict[str, Any]] = []
+
+    def render(self, fig_dict: dict[str, Any]) -> None:
+        self.figures.append(fig_dict)
+
+
+def test_the_three_lines_of_the_readme_plot_a_run(undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("### Your own plot\n")[2]
+    lines = section.partition("```python\n")[2].partition("```")[0]
+    assert len([line for line in lines.splitlines() if line]) == 3
+    assert lines.count("runs/mine/") == 1
+    kept = Kept()
+    pio.renderers["kept"] = kept
+    monkeypatch.setattr(pio.renderers, "default", "kept")
+    exec(compile(lines.replace("runs/mine", str(undisturbed)), "README.md", "exec"), {})
+
+    (figure,) = kept.figures
+    daily = pd.read_parquet(undisturbed / "frames" / "daily.parquet").query("split == 'test' and scenario == 'base'")
+    equities = {tuple(own["equity"]) for _, own in daily.groupby(["pair", "policy"])}
+    assert {tuple(numbers(trace["y"])) for trace in figure["data"]} == equities
+    assert len(figure["data"]) == daily.groupby(["pair", "policy"]).ngroups
