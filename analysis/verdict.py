@@ -15,6 +15,8 @@ from analysis.labels import plain, policy_label
 
 BARS = ("cash", "equal_weight", "vol_target")
 """Baselines that the headline must all beat before it is said to be above anything."""
+OTHERS = ("static_gross", "zscore")
+"""Baselines that claims do not ask for, yet a claim names those that beat the headline."""
 SIGNIFICANCE = 0.05
 """Two-sided level of every paired test: one that is passed has a 95 % interval above 0."""
 DEFLATED = 0.95
@@ -88,7 +90,8 @@ class Evidence:
         track_record: Sessions needed before the Sharpe ratio seen differs from 0; None where it is not positive.
         looks: Reads of the test span.
         deflated: Deflated Sharpe ratio on validation by policy: survivors and ensemble.
-        between: Paired Sharpe difference of every two survivors, as ``survivor-1 less survivor-2``; p adjusted over them.
+        between: Paired Sharpe difference of every two survivors, as ``survivor-1 less survivor-2``; p adjusted over
+            them.
         detectable: True Sharpe difference to the binding baseline, per year, that this span finds four times in five.
         idle: Whether every survivor is idle: validation preferred cash.
         pairs: Pairs of the run that p-values are adjusted for.
@@ -175,9 +178,8 @@ def holm(p_values: Sequence[float], looks: Sequence[int] | None = None) -> list[
     """p-values adjusted for their number (Holm 1979), each times its number of looks (Bonferroni), at most 1."""
     from statsmodels.stats.multitest import multipletests
 
-    if not len(p_values):
-        return []
-    adjusted = multipletests(list(p_values), method="holm")[1]
+    # One p-value is its own; statsmodels would collect garbage for it all the same.
+    adjusted = multipletests(list(p_values), method="holm")[1] if len(p_values) > 1 else p_values
     return [min(1.0, float(p) * max(1, n)) for p, n in zip(adjusted, looks or [1] * len(p_values), strict=True)]
 
 
@@ -208,7 +210,13 @@ def _sentence(found: Evidence) -> str:
     if found.deflated_sharpe is not None:
         trials = f"{found.effective_trials} effective of {found.trials} trials"
         figures.append(f"validation deflated Sharpe {found.deflated_sharpe:.2f} over {trials}")
-    return f"{_words(found, name)}: {'; '.join(figures)}"
+    worse = [_name(other) for other in OTHERS if other in found.against and _beaten(found.against[other])]
+    but = f", but below {' and '.join(worse)}" if worse and found.claim in (ABOVE, NOISE) else ""
+    return f"{_words(found, name)}{but}: {'; '.join(figures)}"
+
+
+def _beaten(difference: Difference) -> bool:
+    return difference.value < 0 and not difference.noise and (difference.p is not None and difference.p <= SIGNIFICANCE)
 
 
 def _words(found: Evidence, binding: str | None) -> str:
