@@ -35,7 +35,9 @@ def _own(level: float, first: Array, second: Array, third: Array, fourth: Array)
     return (level + first) / spread, spread, skew, kurt
 
 
-def _differences(x: Array, y: Array, level_x: float, level_y: float, means: Array) -> tuple[Array, Array, Array]:
+def _differences(
+    x: Array, y: Array, level_x: float, level_y: float, means: Array
+) -> tuple[Array, Array, NDArray[np.bool_]]:
     """Sharpe difference of each resample, the variance of its estimate times D, and whether both series move [B].
 
     ``means`` [B, 12] are those of the columns that ``_moments`` gives. The variance is that of the influence functions
