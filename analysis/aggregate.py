@@ -14,15 +14,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from analysis.collection import FinishedRun, collect, is_run
+from analysis.collection import LOG_COLUMNS, FinishedRun, collect, is_run
 from analysis.columns import KEYS
 from analysis.comparison_page import comparison_html
 from analysis.frames import schema_of, write_frame, write_text
 from rayconf.errors import OneLineParser, UserError
 from rayconf.origins import check_origins
-
-LOG_COLUMNS = ("run", "pair", "days", "avg_daily_return", "annualized_return", "cumulative_return")
-"""Columns of the original log's table."""
 
 RUN_FIELD = pa.field("run", pa.string(), metadata={"meaning": "Directory of the run, below the folder aggregated."})
 IDENTITY_FIELD = pa.field(

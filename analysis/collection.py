@@ -11,9 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from analysis.frames import frame_path, read_frame, schema_of
-from analysis.tables import headline_window, part_of
+from analysis.columns import KEYS
+from analysis.frames import frame_path, part_of, read_frame
+from analysis.summary import headline_window
 from rayconf.errors import UserError
+
+LOG_COLUMNS = ("run", "pair", "days", "avg_daily_return", "annualized_return", "cumulative_return")
+"""Columns of the original log's table."""
+
+COMPARED = ("annualised_sharpe", "sharpe_ci_low", "sharpe_ci_high", "cagr", "max_drawdown")
+"""Further columns of ``summary`` that a comparison of runs reads."""
 
 ASIDE = ("name", "seed", "versions", "resources", "tracking")
 """Parts of a config that make no other experiment of a run: what it is called, its luck, and where it ran."""
@@ -121,7 +128,7 @@ def read_run(folder: Path, name: str) -> FinishedRun:
         summary = read_frame(frame_path(folder, "summary"))
     except UserError as error:
         raise LeftOutError(str(error)) from error
-    if missing := sorted(set(schema_of("summary").names) - {"deflated_sharpe"} - set(summary.column_names)):
+    if missing := sorted({*KEYS["summary"], *LOG_COLUMNS, *COMPARED} - set(summary.column_names)):
         raise LeftOutError(f"its summary frame lacks {', '.join(missing)}")
     identities = pc.unique(summary.column("run")).to_pylist()
     settings = flat({key: value for key, value in config.items() if key not in ASIDE})

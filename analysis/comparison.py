@@ -4,10 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from analysis.collection import FinishedRun
 from analysis.labels import NOTHING
+from analysis.paired import SeedComparison, between_seeds
 
 PRICES = ("data", "synthetic", "split")
 """Sections of a config that decide which prices and which days the test span has."""
@@ -46,50 +45,13 @@ class Group:
         return found
 
 
-@dataclass(frozen=True)
-class SeedDifference:
-    """A figure of one configuration less another's, paired by seed.
-
-    Attributes:
-        seeds: Seeds that both have.
-        mean: Mean difference.
-        sd: Sample standard deviation of the differences; None for one seed.
-        better: Seeds with a positive difference.
-        p: Two-sided exact Wilcoxon signed-rank p-value; None under two seeds or where all differences are 0.
-    """
-
-    seeds: int
-    mean: float
-    sd: float | None
-    better: int
-    p: float | None
-
-
-def seed_difference(first: Mapping[int, float], second: Mapping[int, float]) -> SeedDifference | None:
-    """First less second by seed; None without a common seed.
-
-    The test is Wilcoxon's signed-rank test (1945): with n seeds its smallest p-value is 2^(1 - n).
-    """
-    differences = np.array([first[seed] - second[seed] for seed in sorted(set(first) & set(second))])
-    if differences.size == 0:
+def seed_difference(first: Mapping[int, float], second: Mapping[int, float]) -> tuple[SeedComparison, int] | None:
+    """First less second, paired by seed, and in how many seeds first is better; None without a common seed."""
+    seeds = sorted(set(first) & set(second))
+    if not seeds:
         return None
-    p = None
-    if differences.size > 1 and np.any(differences != 0):
-        from scipy.stats import wilcoxon
-
-        p = float(wilcoxon(differences).pvalue)
-    sd = float(differences.std(ddof=1)) if differences.size > 1 else None
-    return SeedDifference(differences.size, float(differences.mean()), sd, int((differences > 0).sum()), p)
-
-
-def holm(values: Sequence[float]) -> list[float]:
-    """P-values adjusted for their number, in their own order (Holm 1979)."""
-    adjusted = [0.0] * len(values)
-    largest = 0.0
-    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
-        largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
-        adjusted[index] = largest
-    return adjusted
+    better = sum(first[seed] > second[seed] for seed in seeds)
+    return between_seeds([first[seed] for seed in seeds], [second[seed] for seed in seeds]), better
 
 
 def market_follows_seed(runs: Iterable[FinishedRun]) -> bool:

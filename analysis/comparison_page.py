@@ -8,17 +8,11 @@ from typing import Any
 import numpy as np
 
 from analysis.collection import FinishedRun
-from analysis.comparison import (
-    Group,
-    SeedDifference,
-    group_runs,
-    holm,
-    market_follows_seed,
-    same_prices,
-    seed_difference,
-)
+from analysis.comparison import Group, group_runs, market_follows_seed, same_prices, seed_difference
 from analysis.labels import NOTHING, interval, percent, plain, shown
 from analysis.page import page, text
+from analysis.paired import SeedComparison
+from analysis.verdict import holm
 
 Form = Callable[[float], str]
 
@@ -148,7 +142,7 @@ def _dot(label: str, seed: int, row: Mapping[str, Any], y: float, at: Callable[[
 def difference_table(groups: Sequence[Group], pairs: Sequence[str]) -> str:
     """Every other configuration less the first, on the Sharpe ratio of each pair, paired by seed."""
     first, *others = groups
-    found: list[tuple[str, str, SeedDifference]] = []
+    found: list[tuple[str, str, SeedComparison, int]] = []
     apart = []
     for group in others:
         if not same_prices(first, group):
@@ -158,9 +152,9 @@ def difference_table(groups: Sequence[Group], pairs: Sequence[str]) -> str:
             own, base = (
                 {seed: row["annualised_sharpe"] for seed, row in side.rows(pair).items()} for side in (group, first)
             )
-            difference = seed_difference(own, base)
-            if difference is not None:
-                found.append((f"{group.label} less {first.label}", pair, difference))
+            paired = seed_difference(own, base)
+            if paired is not None:
+                found.append((f"{group.label} less {first.label}", pair, *paired))
     lines = []
     if apart:
         several = "configurations" if len(apart) > 1 else "configuration"
@@ -168,28 +162,22 @@ def difference_table(groups: Sequence[Group], pairs: Sequence[str]) -> str:
     if not found:
         lines.append("<p>No two configurations on the same prices share a seed, so nothing can be paired.</p>")
         return "".join(lines)
-    tested = [difference.p for *_, difference in found if difference.p is not None]
+    tested = [c.wilcoxon_p for _, _, c, _ in found if c.seeds > 1]
     adjusted = iter(holm(tested))
-    rows = [
-        [
-            name,
-            pair,
-            str(d.seeds),
-            f"{d.mean:+.2f}",
-            shown(d.sd, plain),
-            f"{d.better} of {d.seeds}",
-            *([NOTHING, NOTHING] if d.p is None else [f"{d.p:.3f}", f"{next(adjusted):.3f}"]),
-        ]
-        for name, pair, d in found
-    ]
-    headings = ["difference", "pair", "seeds", "Sharpe", "SD", "better in", "p", "p (Holm)"]
+    rows = []
+    for name, pair, c, better in found:
+        ps = [f"{c.wilcoxon_p:.3f}", f"{next(adjusted):.3f}"] if c.seeds > 1 else [NOTHING, NOTHING]
+        ends = interval(c.low, c.high) if c.seeds > 1 else NOTHING
+        rows.append([name, pair, str(c.seeds), f"{c.value:+.2f}", ends, f"{better} of {c.seeds}", *ps])
+    headings = ["difference", "pair", "seeds", "Sharpe", "95 % interval", "better in", "p", "p (Holm)"]
     lines.append(_table(headings, rows, words=2))
-    fewest = min(difference.seeds for *_, difference in found)
+    fewest = min(c.seeds for _, _, c, _ in found)
+    least = f": {2.0 ** (1 - fewest):g} for {fewest}" if fewest > 1 else ", and one seed has none"
     lines.append(
-        f'<p class="soft">Differences of the Sharpe ratio on test, seed by seed; Wilcoxon signed-rank test, two-sided, '
-        f"then adjusted for the {len(tested)} tests of this table (Holm). With n seeds p cannot be below 2^(1 - n)"
-        f"{f': {2.0 ** (1 - fewest):g} for {fewest}' if fewest > 1 else ', and one seed has none'}. "
-        "A small p says that the change matters on these prices, not that it will on others.</p>"
+        '<p class="soft">Differences of the Sharpe ratio on test, seed by seed: mean, two-sided Wilcoxon signed-rank '
+        f"test and its interval; p then adjusted for the {len(tested)} tests of this table (Holm). With n seeds p "
+        f"cannot be below 2^(1 - n){least}. A small p says that the change matters on these prices, not that it will "
+        "on others.</p>"
     )
     return "".join(lines)
 

@@ -70,13 +70,14 @@ def test_notebook_runs_and_its_last_figure_has_data(
 ) -> None:
     before = {file: file.stat().st_mtime_ns for file in undisturbed.rglob("*")}
     notebook = execute(path, undisturbed, kernels, tmp_path)
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    outputs = [output for cell in code for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     told = "".join(output.text for output in outputs if output.get("name") == "stderr")
     assert not any(kind in told for kind in ("DeprecationWarning", "FutureWarning", "SettingWithCopy")), told
     figures = [output.data[PLOTLY] for output in outputs if PLOTLY in output.get("data", {})]
     assert figures, "no figure"
-    assert notebook.cells[-1].outputs[-1].data[PLOTLY] is figures[-1], "the last cell shows a figure"
+    assert code[-1].outputs[-1].data[PLOTLY] is figures[-1], "the last cell shows a figure"
     for figure in figures:
         drawn = [int(np.isfinite(numbers(trace["y"])).sum()) for trace in figure["data"]]
         assert drawn
