@@ -7,9 +7,10 @@ from typing import Any
 import pyarrow as pa
 
 from analysis import sections
-from analysis.frames import frame_path, read_frame, write_text
+from analysis.frames import frame_path, part_of, read_frame, write_text
 from analysis.page import page, text
-from analysis.tables import comparison_of, headline_window, part_of
+from analysis.statistics import evidence
+from analysis.summary import headline_window
 from analysis.timing import time_line, time_split
 from rayconf.errors import OneLineParser, UserError
 
@@ -45,8 +46,8 @@ def report_html(run: Path) -> str:
     """The report of a run as one HTML document, from its frames alone.
 
     Raises:
-        UserError: The run or one of the frames summary, daily, progress and events is missing or unreadable,
-            or the run has no test results.
+        UserError: The run or one of the frames summary, daily, progress, validation, lineage and events is missing or
+            unreadable, or the run has no test results.
     """
     if not run.is_dir():
         raise UserError(f"{run}: no such run; give the directory of a run, e.g. runs/NAME")
@@ -67,14 +68,14 @@ def report_html(run: Path) -> str:
     name = run.resolve().name
     status = "complete" if any(event["kind"] == "done" for event in events) else "partial"
     terms = f"{headline[0]['cost_bps']:g} bps a side, lag {headline[0]['lag']}"
-    comparisons = {pair: comparison_of(summary, test, pair) for pair in pairs}
+    found = evidence(run)
     body = [
+        *[f'<p class="verdict">{text(f"{pair}: {found[pair].sentence()}")}.</p>' for pair in pairs if pair in found],
         f"<h1>{text(name)}</h1>",
         f'<p class="soft">{text(status)} run, {len(pairs)} {"pair" if len(pairs) == 1 else "pairs"}, {text(terms)}</p>',
         sections.plan_lines(events, None),
         "<h3>Headline: the ensemble of the survivors on the test span</h3>",
-        sections.headline(headline, comparisons),
-        *[f'<p class="verdict">{text(f"{pair}: {c.sentence()}")}.</p>' for pair, c in comparisons.items() if c],
+        sections.headline(headline, {pair: found[pair].against.get("equal_weight") for pair in found}),
         '<p class="soft">The ensemble was declared the headline before the test span was read. Where an interval holds '
         "0, the data cannot tell the result from luck. Hover over a heading for its meaning.</p>",
         sections.looks(events),

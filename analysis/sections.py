@@ -15,7 +15,7 @@ from analysis.frames import group_slices
 from analysis.labels import NOTHING, in_order, interval, order, percent, plain, policy_label, shown
 from analysis.metrics import METRICS, session_returns
 from analysis.page import cell, header, table, text
-from analysis.summary import Comparison
+from analysis.verdict import Difference
 
 Rows = list[Mapping[str, Any]]
 
@@ -42,14 +42,16 @@ def _label(row: Mapping[str, Any]) -> str:
     return policy_label(row["policy"], row["pair"], row["member"], row["generation"])
 
 
-def headline(summary: Rows, comparisons: Mapping[str, Comparison | None]) -> str:
+def headline(summary: Rows, comparisons: Mapping[str, Difference | None]) -> str:
     """A row per pair: the ensemble on the test span beside the bars to beat, and what may be said of it."""
     names = ("equal_weight", "vol_target")
     headers = [header("pair", kind="text"), header("Sharpe", _tip("summary", "annualised_sharpe"))]
     headers += [header("95 % interval", _tip("summary", "sharpe_ci_low")), header("CAGR", _tip("summary", "cagr"))]
     headers += [header("drawdown", _tip("summary", "max_drawdown")), header("days", _tip("summary", "days"))]
     headers += [header(f"Sharpe of {policy_label(name)}") for name in names]
-    headers.append(header("Sharpe less equal weight's", "Paired block bootstrap, 95 % interval.", "text"))
+    headers.append(
+        header("Sharpe less equal weight's", "Paired, studentised stationary bootstrap, 95 % interval.", "text")
+    )
     rows = []
     for pair, comparison in comparisons.items():
         found = {row["policy"]: row for row in summary if row["pair"] == pair}
@@ -60,7 +62,7 @@ def headline(summary: Rows, comparisons: Mapping[str, Comparison | None]) -> str
         cells += [cell(plain(found[name]["annualised_sharpe"]) if name in found else NOTHING) for name in names]
         difference = ""
         if comparison is not None:
-            difference = f"{comparison.difference:+.2f} {interval(comparison.low, comparison.high)}"
+            difference = f"{comparison.value:+.2f} {interval(comparison.low, comparison.high)}"
         cells.append(cell(difference or NOTHING, "text"))
         rows.append(("ensemble", cells))
     return table(headers, rows)
