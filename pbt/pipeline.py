@@ -98,7 +98,8 @@ def execute(
             train(run, directory, references, populations, slots, [StartUp(directory), view, tracking])
     finally:
         tracking.close()
-    finish(run, directory, markets, references, {pair: p.committed for pair, p in populations.items()})
+    committed = {pair: p.committed for pair, p in populations.items()}
+    finish(run, directory, markets, references, committed, tracking)
 
 
 def finish(
@@ -107,6 +108,7 @@ def finish(
     markets: Mapping[str, PairMarket],
     references: Mapping[str, ray.ObjectRef],
     populations: Mapping[str, Population],
+    tracking: Tracking,
 ) -> None:
     """Survivors, backtest, frames, summary and report of a trained run.
 
@@ -143,13 +145,17 @@ def finish(
     directory.event("done")
     write_events(directory)
     verdicts = {pair: [comparison_of(summary, daily, pair, baseline) for baseline in BARS_TO_BEAT] for pair in markets}
+    sentences = {
+        pair: "; ".join(found.sentence() for found in bars if found is not None) for pair, bars in verdicts.items()
+    }
     write_report(directory.path)
+    tracking.results(sentences)
     write_summary_json(  # last, for it says that the run is complete
         directory,
         summary,
         survivors,
         notes,
-        {pair: "; ".join(found.sentence() for found in bars if found is not None) for pair, bars in verdicts.items()},
+        sentences,
         "complete",
     )
     print_final_table(summary, daily)
