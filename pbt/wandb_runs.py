@@ -77,6 +77,7 @@ class WandbRuns:
         self._online = run.tracking.wandb == "online"
         self._open: dict[Stream, Any] = {}
         self._last: dict[Stream, int] = {}
+        self._late = False
         if self._online and (reason := missing_login()):
             self._online = False
             self._tell_offline(reason)
@@ -107,7 +108,11 @@ class WandbRuns:
         """End the member's run."""
         if stream in self._open:
             run = self._open.pop(stream)
-            run.finish()
+            try:
+                run.finish()
+            except TimeoutError:
+                self._tell_late()
+                return
             write_text(Path(run.dir).parent / COMPLETE, json.dumps({"iteration": self._last[stream]}) + "\n")
 
     def close(self) -> None:
@@ -144,7 +149,13 @@ class WandbRuns:
                     if kind == "dataset" and file.is_file():
                         artifact.add_file(str(file), skip_cache=True)
                 run.log_artifact(artifact)
-        run.finish()
+        try:
+            run.finish()
+        except TimeoutError:
+            self._tell_late()
+        else:
+            if self._online:
+                shutil.rmtree(self._path / "data", ignore_errors=True)
         wandb.teardown()
 
     def _begin(self, stream: Stream) -> None:
@@ -217,6 +228,12 @@ class WandbRuns:
     def _tell_offline(self, reason: str) -> None:
         folder = self._directory.path / "wandb"
         self._tell(f"wandb: {reason}, logging offline to {folder}; upload with wandb sync {folder}/offline-run-*")
+
+    def _tell_late(self) -> None:
+        if not self._late:
+            folder = self._directory.path / "wandb"
+            self._tell(f"wandb: not all was uploaded within {UPLOAD_SECONDS:g} s; go on with wandb sync {folder}/run-*")
+        self._late = True
 
     def _id(self, stream: Stream) -> str:
         return run_id(self._directory, folder_name(stream.pair), stream.member)
