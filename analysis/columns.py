@@ -291,6 +291,7 @@ EVENTS = (
         "disk_full",
         "plan",
         "first_step",
+        "tracker_failed",
         "look",
         "done",
     ),

@@ -29,6 +29,10 @@ ALIASES = {
     "iterations": "pbt.iterations",
     "seed": "seed",
     "wandb": "tracking.wandb",
+    "wandb_project": "tracking.wandb_project",
+    "wandb_entity": "tracking.wandb_entity",
+    "wandb_group": "tracking.wandb_group",
+    "wandb_tags": "tracking.wandb_tags",
 }
 MAY_DIFFER = (
     "resources.cpus",
@@ -49,7 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
     field.add_argument("--population", type=int, metavar="N", help="pbt.population: members per pair")
     field.add_argument("--iterations", type=int, metavar="N", help="pbt.iterations: PPO updates per member")
     field.add_argument("--seed", type=int, metavar="S", help="seed")
-    field.add_argument("--wandb", choices=("off", "offline", "online"), help="tracking.wandb")
+    field.add_argument("--wandb", choices=("off", "offline", "online"), help="tracking.wandb (WANDB_MODE)")
+    field.add_argument("--wandb-project", metavar="NAME", help="tracking.wandb_project (WANDB_PROJECT; pairpbt)")
+    field.add_argument("--wandb-entity", metavar="NAME", help="tracking.wandb_entity (WANDB_ENTITY)")
+    field.add_argument("--wandb-group", metavar="NAME", help="tracking.wandb_group (WANDB_RUN_GROUP; the run's name)")
+    field.add_argument("--wandb-tags", metavar="A,B", help="tracking.wandb_tags (WANDB_TAGS)")
     parser.add_argument("--preset", metavar="NAME", help="default, smoke, log-pairs or study (default: default)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML over the preset, e.g. another run's config")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", dest="assignments", help="any field")
@@ -87,6 +95,7 @@ def _launch(args: argparse.Namespace) -> int:
         folder, config = path.resolve().parent, _extended(args, path)
     else:
         config = _resumed(args, folder) if args.resume else _fresh(args)
+    config = config.model_copy(update={"tracking": config.tracking.in_force(os.environ)})
     machine = machine_resources(config.resources)
 
     from envs.market import load_markets

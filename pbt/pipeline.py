@@ -99,7 +99,8 @@ def execute(
             train(run, directory, references, populations, slots, [StartUp(directory), view, tracking])
     finally:
         tracking.close()
-    finish(run, directory, markets, references, {pair: p.committed for pair, p in populations.items()})
+    committed = {pair: p.committed for pair, p in populations.items()}
+    finish(run, directory, markets, references, committed, tracking)
 
 
 def finish(
@@ -108,6 +109,7 @@ def finish(
     markets: Mapping[str, PairMarket],
     references: Mapping[str, ray.ObjectRef],
     populations: Mapping[str, Population],
+    tracking: Tracking,
 ) -> None:
     """Survivors, backtest, frames, summary and report of a trained run.
 
@@ -156,8 +158,10 @@ def finish(
     directory.event("done")
     write_events(directory)
     write_report(directory.path)
+    verdicts = {pair: one.sentence() for pair, one in found.items()}
+    tracking.results(verdicts)
     write_summary_json(directory, summary, survivors, notes, found, "complete")  # last: it says that the run is whole
-    print_final_table(summary, daily, {pair: one.sentence() for pair, one in found.items()})
+    print_final_table(summary, daily, verdicts)
     print(time_line(time_split(read_jsonl(directory.progress_journal))))
     shutil.rmtree(directory.tune, ignore_errors=True)
     if directory.extension.is_file():

@@ -24,8 +24,8 @@ from rayconf.sections import (
     Section,
     SplitConfig,
     SyntheticConfig,
-    TrackingConfig,
 )
+from rayconf.tracking import TrackingConfig
 
 PAIR = re.compile(r"[A-Za-z0-9][A-Za-z0-9.^=-]{0,15}/[A-Za-z0-9][A-Za-z0-9.^=-]{0,15}")
 

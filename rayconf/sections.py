@@ -396,14 +396,3 @@ class ResourcesConfig(Section):
     """Size of Ray's object store in MiB."""
     torch_threads: Count = 1
     """Torch threads per member."""
-
-
-class TrackingConfig(Section):
-    """Where progress is logged beside the run's own frames."""
-
-    tensorboard: bool = True
-    """Write TensorBoard logs into the run."""
-    wandb: Literal["off", "offline", "online"] = "off"
-    """Weights & Biases: off, into the run's directory, or to the server."""
-    wandb_project: str = "pairpbt"
-    """Project name on Weights & Biases."""

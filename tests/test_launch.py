@@ -25,6 +25,7 @@ from rayconf.sections import DataConfig
 from tests.commands import MINUTES, command, environment, launch, tiny
 from tests.conftest import ROOT
 from tests.pbt.conftest import TINY
+from tests.pbt.wandb_logs import logs
 
 FRAMES = ("progress", "lineage", "diversity", "validation", "daily", "summary", "events")
 
@@ -388,14 +389,37 @@ OTHER_WAYS = (
 def test_every_other_way_runs_too(tmp_path: Path) -> None:
     """All alternatives to the defaults at once, with closes-only fills and an offline tracker."""
     ways = [argument for way in OTHER_WAYS for argument in ("--set", way)]
-    done = launch(*tiny(tmp_path, *ways))
+    done = launch(*tiny(tmp_path, *ways, "--wandb-tags", "a,b", "--wandb-group", "ways"))
     assert done.returncode == 0, done.stderr
     run = tmp_path / "tiny"
     summary = pd.read_parquet(run / "frames" / "summary.parquet")
     assert set(summary.query("scenario == 'base'").lag) == {2}
     daily = pd.read_parquet(run / "frames" / "daily.parquet").query("policy == 'survivor-1'")
     assert (daily.weight_a + daily.weight_b).abs().max() < 1e-12  # dollar-neutral
-    assert len(list((run / "wandb").glob("offline-run-*"))) == 6
+    found = logs(run)
+    assert len(found) == 7
+    assert [found[f"SYNC_SYND-m0{i}"].steps for i in range(3)] == [[1, 2]] * 3
+    results = found["tiny-results"]
+    assert list(results.run.tags) == ["a", "b"]
+    assert results.run.run_group == "ways"
+    headline = summary.query("scenario == 'base' and split == 'test' and policy == 'ensemble' and pair == 'SYNA/SYNB'")
+    assert results.summary["SYNA_SYNB/annualised_sharpe"] == pytest.approx(headline.annualised_sharpe.item())
+    written = json.loads((run / "summary.json").read_text())
+    verdicts = {pair: entry["verdict"] for pair, entry in written["pairs"].items()}
+    artifacts = {artifact.type: artifact for artifact in results.artifacts}
+    assert {kind: artifact.name for kind, artifact in artifacts.items()} == {
+        "model": "tiny-survivors",
+        "dataset": "tiny-frames",
+    }
+    for artifact in artifacts.values():
+        assert json.loads(artifact.metadata)["verdicts"] == verdicts
+        for entry in artifact.manifest.contents:  # copies within the run, equal to what they stand for
+            assert Path(entry.local_path).is_relative_to(run / "wandb")
+            assert Path(entry.local_path).read_bytes() == (run / entry.path).read_bytes()
+    kept = {entry.path for artifact in artifacts.values() for entry in artifact.manifest.contents}
+    assert {"survivors/SYNA_SYNB/1/policy.safetensors", "frames/daily.parquet", "report.html"} <= kept
+    settings = yaml.safe_load((run / "config.yaml").read_text())["tracking"]
+    assert (settings["wandb"], settings["wandb_project"], settings["wandb_tags"]) == ("offline", "pairpbt", ["a", "b"])
     events = pd.read_parquet(run / "frames" / "events.parquet")
     assert events.detail.str.contains("fill at closes").sum() == 2
 

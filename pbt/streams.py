@@ -1,0 +1,85 @@
+"""A member as trackers see it: a stream of numbers with a name, and what it started from."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from analysis.frames import KEYS, keep_last, read_jsonl
+from pbt.run_dir import RunDir, folder_name
+
+Row = Mapping[str, Any]
+
+_LABELS = {
+    *("run", "arm", "window", "pair", "member", "generation", "iteration", "env_steps"),
+    *("host", "actor_pid", "attempt", "wall_time"),
+}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One member of one pair."""
+
+    pair: str
+    member: str
+    arm: str
+    hyperparameters: Mapping[str, float] = field(default_factory=dict, compare=False)
+    """What it started with."""
+
+    @property
+    def name(self) -> str:
+        """``AAA_BBB-m00``: the stream's folder or title."""
+        return f"{folder_name(self.pair)}-{self.member}"
+
+
+class Tracker(Protocol):
+    """What takes the progress of members. Rows that it holds already may come again; it leaves them out."""
+
+    name: str
+
+    def log(self, stream: Stream, rows: Iterable[Row]) -> None:
+        """Take progress rows of a member, in order of iteration."""
+
+    def finish(self, stream: Stream) -> None:
+        """The member has trained its last generation; may be told again."""
+
+    def close(self) -> None:
+        """End; streams that were not finished stay open for a resume."""
+
+
+def numbers(row: Row) -> dict[str, float]:
+    """What of a progress row can be drawn: finite numbers, without labels and clocks of the process."""
+    return {
+        name: value
+        for name, value in row.items()
+        if name not in _LABELS and isinstance(value, int | float) and math.isfinite(value)
+    }
+
+
+class Streams:
+    """The members of a run with their progress so far, from its journals."""
+
+    def __init__(self, directory: RunDir) -> None:
+        self._directory = directory
+        self._known: dict[tuple[str, str], Stream] = {}
+        self._starts = {
+            (row["pair"], row["member"]): {
+                name.removeprefix("hp_"): value for name, value in row.items() if name.startswith("hp_")
+            }
+            for row in read_jsonl(directory.lineage_journal)
+            if row["generation"] == 0
+        }
+
+    def split(self, rows: Iterable[Row]) -> dict[Stream, list[Row]]:
+        """Progress rows by member, each in order of iteration."""
+        found: dict[Stream, list[Row]] = {}
+        for row in rows:
+            key = (row["pair"], row["member"])
+            if key not in self._known:
+                self._known[key] = Stream(*key, row["arm"], self._starts.get(key, {}))
+            found.setdefault(self._known[key], []).append(row)
+        return {stream: sorted(own, key=lambda row: row["iteration"]) for stream, own in found.items()}
+
+    def so_far(self) -> dict[Stream, list[Row]]:
+        """All that is committed."""
+        return self.split(keep_last(read_jsonl(self._directory.progress_journal), KEYS["progress"]))
