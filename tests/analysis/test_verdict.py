@@ -11,7 +11,8 @@ from scipy.stats import binom
 from analysis.frames import KEYS, evidence_schema, frame_path, read_frame, write_frame
 from analysis.statistics import evidence, evidence_rows, weigh
 from analysis.verdict import ABOVE, BARS, BELOW, IDLE, NOISE, SHORT, Difference, Evidence, judged
-from benchmarks.verdicts import NULLS, SKILLS, STRONG, World, rates
+from benchmarks import verdicts
+from benchmarks.verdicts import NULLS, SKILLS, STRONG, TESTS, World, rates
 from tests.analysis.frames_made import make_run
 
 RNG = np.random.default_rng(12)
@@ -174,3 +175,18 @@ def test_the_frame_holds_every_figure(run: Path, tmp_path: Path) -> None:
         assert rows[pair, "ensemble", "trials", ""]["value"] == 12
         verdicts = [key for key in rows if key[0] == pair and key[2] == "verdict"]
         assert [rows[key]["detail"] for key in verdicts] == [one.sentence()]
+
+
+def test_the_benchmark_prints_rates_with_intervals_and_power_beside_the_plan(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdicts.main(["--draws", "2"])
+    text = capsys.readouterr().out
+    for name in (*[test[0] for test in TESTS], *[world.name for world in (*NULLS, *SKILLS)]):
+        assert f"\n{name}" in text
+    assert text.count("planned ") == len(SKILLS) + 1
+    assert verdicts.share(0, 10)[1:] == pytest.approx((0.0, 1 - 0.025**0.1))
+    verdicts.main(["--runs", str(run)])
+    text = capsys.readouterr().out
+    assert text.count("made ") == 2
+    assert "AAA/BBB pbt: mean " in text
