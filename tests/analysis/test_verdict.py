@@ -11,7 +11,8 @@ from scipy.stats import binom
 from analysis.frames import KEYS, evidence_schema, frame_path, read_frame, write_frame
 from analysis.statistics import evidence, evidence_rows, weigh
 from analysis.verdict import ABOVE, BARS, BELOW, IDLE, NOISE, SHORT, Difference, Evidence, judged
-from benchmarks.verdicts import NULLS, SKILLS, STRONG, World, rates
+from benchmarks import verdicts
+from benchmarks.verdicts import NULLS, SKILLS, STRONG, TESTS, World, rates
 from tests.analysis.frames_made import make_run
 
 RNG = np.random.default_rng(12)
@@ -62,13 +63,14 @@ def test_luck_in_selection_looks_pairs_idleness_and_short_spans_forbid_a_claim()
     assert lucky.claim == NOISE
     assert lucky.sentence().startswith("not distinguishable from the luck of selection, though above cash, ")
     assert verdict(replace(raw, deflated_sharpe=None)).claim == NOISE  # no validation, no claim
-    often = verdict(replace(raw, looks=100))
+    often = verdict(replace(raw, looks=200))
     assert often.claim == NOISE
     assert (
-        "not distinguishable from equal weight after correction for 1 pair and 100 looks at test" in (often.sentence())
-        or "vol-targeted EW after correction for 1 pair and 100 looks" in often.sentence()
+        "not distinguishable from equal weight after correction for 1 pair and 200 looks at test" in (often.sentence())
+        or "vol-targeted EW after correction for 1 pair and 200 looks" in often.sentence()
     )
-    many = judged([raw, *[replace(made(0.0), pair=f"C/{i}") for i in range(120)]])
+    nothing = made(0.0)
+    many = judged([raw, *[replace(nothing, pair=f"C/{i}") for i in range(120)]])
     assert many[0].claim == NOISE
     assert many[0].p == pytest.approx(min(1.0, 121 * (verdict(raw).p or 0)))
     idle = verdict(replace(raw, idle=True))
@@ -91,7 +93,7 @@ def test_every_baseline_must_be_beaten_and_the_worst_is_named() -> None:
 
 
 def test_no_sentence_claims_what_its_interval_does_not_allow() -> None:
-    for seed in range(60):
+    for seed in range(30):
         rng = np.random.default_rng(seed)
         bars = {name: float(rng.normal(0, 2)) for name in ("equal_weight", "vol_target")}
         found = verdict(made(float(rng.normal(1, 2)), sessions=int(rng.integers(60, 500)), trials=1, **bars))
@@ -107,8 +109,8 @@ def test_no_sentence_claims_what_its_interval_does_not_allow() -> None:
 
 
 def test_without_skill_claims_come_at_most_at_the_nominal_rate() -> None:
-    """A thousand panels over the nulls, the least favourable among them."""
-    for world, runs in zip(NULLS, (300, 100, 300, 100, 40, 150, 150), strict=True):
+    """More than a thousand panels over the nulls, the least favourable among them."""
+    for world, runs in zip(NULLS, (300, 50, 300, 50, 20, 100, 100), strict=True):
         above, below = rates(world, runs)
         assert above <= binom.ppf(0.9995, runs, 0.025 * 1.2), world.name
         assert below <= binom.ppf(0.9995, runs, 0.025 * 1.2), world.name
@@ -118,7 +120,7 @@ def test_without_skill_claims_come_at_most_at_the_nominal_rate() -> None:
 
 
 def test_planted_skill_is_found_with_the_power_computed_beforehand() -> None:
-    for world, runs in zip(SKILLS, (150, 150, 100, 60, 60), strict=True):
+    for world, runs in zip(SKILLS, (150, 150, 100, 50, 50), strict=True):
         planned, found = world.planned(), rates(world, runs)[0]
         slack = 0.08  # t(5) returns, few resamples, and normal approximations of a test in the tails
         assert binom.ppf(0.001, runs, max(planned - slack, 0)) <= found, world.name
@@ -173,3 +175,18 @@ def test_the_frame_holds_every_figure(run: Path, tmp_path: Path) -> None:
         assert rows[pair, "ensemble", "trials", ""]["value"] == 12
         verdicts = [key for key in rows if key[0] == pair and key[2] == "verdict"]
         assert [rows[key]["detail"] for key in verdicts] == [one.sentence()]
+
+
+def test_the_benchmark_prints_rates_with_intervals_and_power_beside_the_plan(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdicts.main(["--draws", "2"])
+    text = capsys.readouterr().out
+    for name in (*[test[0] for test in TESTS], *[world.name for world in (*NULLS, *SKILLS)]):
+        assert f"\n{name}" in text
+    assert text.count("planned ") == len(SKILLS) + 1
+    assert verdicts.share(0, 10)[1:] == pytest.approx((0.0, 1 - 0.025**0.1))
+    verdicts.main(["--runs", str(run)])
+    text = capsys.readouterr().out
+    assert text.count("made ") == 2
+    assert "AAA/BBB pbt: mean " in text
