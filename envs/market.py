@@ -12,7 +12,7 @@ from envs.scaler import Scaler
 from envs.synthetic import synthetic_pair
 from rayconf.errors import UserError
 from rayconf.run_config import RunConfig
-from rayconf.sections import DEFAULT_FRACTIONS, SplitConfig
+from rayconf.sections import DEFAULT_FRACTIONS, FeaturesConfig, SplitConfig
 
 SPLITS = ("train", "validation", "test")
 MIN_TRAIN_BARS = 252
@@ -143,9 +143,7 @@ def build_market(pair: str, a: Bars, b: Bars, run: RunConfig, borders: Borders |
     names = feature_names(run.features, intraday=per_session > 1)
     train = splits["train"]
     scaler = Scaler.fit(values[train.start : train.stop], names, run.features)
-    features = np.zeros(values.shape, np.float32)
-    first = lookback(run.features) - 1
-    features[first:] = scaler.apply(values[first:])
+    features = standardised(values, scaler, run.features)
 
     fill = np.stack([getattr(leg, run.data.fill) for leg in (a, b)], axis=1)
     if run.data.fill == "close":
@@ -166,6 +164,20 @@ def build_market(pair: str, a: Bars, b: Bars, run: RunConfig, borders: Borders |
         equal_weight_sd=float(np.log1p(legs.mean(axis=1)).std()),
         notes=tuple(notes),
     )
+
+
+def standardised(values: np.ndarray, scaler: Scaler, config: FeaturesConfig) -> np.ndarray:
+    """Features as policies read them, float32 [T, F]: scaled, and zero before the first complete row.
+
+    Args:
+        values: float64 [T, F] of ``compute_features``.
+        scaler: Of these features.
+        config: Their windows.
+    """
+    features = np.zeros(values.shape, np.float32)
+    first = lookback(config) - 1
+    features[first:] = scaler.apply(values[first:])
+    return features
 
 
 def load_markets(run: RunConfig) -> dict[str, PairMarket]:
