@@ -330,6 +330,10 @@ def _load_one(folder: Path, pair: str | None) -> TradingPolicy:
     policy = _read(folder, Policy.load)
     if policy.feature_names != scaler.names:
         raise UserError(f"{folder}: scaler.json is of other features than policy.json")
+    if policy.leverage != run.costs.leverage:
+        raise UserError(
+            f"{folder}: costs.leverage is {run.costs.leverage:g} in config.yaml and {policy.leverage:g} in policy.json"
+        )
     name = f"survivor-{folder.name}" if folder.name.isdigit() else "survivor"
     return TradingPolicy(_pair_of(folder, run, pair), name, run, scaler, policy)
 
