@@ -1,5 +1,6 @@
 """``PairMarket``: the aligned tensors of one pair, and its chronological splits with embargo."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -121,11 +122,13 @@ def split_spans(dates: np.ndarray, borders: Borders, burn: int, embargo: int) ->
     }
 
 
-def build_market(pair: str, a: Bars, b: Bars, run: RunConfig, borders: Borders | None = None) -> PairMarket:
-    """Join two tickers' bars, compute features, fit the scaler on train and cut the splits.
+def build_market(
+    pair: str, a: Bars, b: Bars, run: RunConfig, borders: Borders | None = None, scaler: Scaler | None = None
+) -> PairMarket:
+    """Join two tickers' bars, compute features, fit the scaler on train, unless there is one, and cut the splits.
 
     Raises:
-        UserError: If the pair has too few bars for windows plus splits.
+        UserError: If the pair has too few bars for windows plus splits, or other features than the given scaler.
     """
     a, b, joined = join_bars(a, b)
     notes = [f"{pair}: {joined.text}"]
@@ -142,7 +145,13 @@ def build_market(pair: str, a: Bars, b: Bars, run: RunConfig, borders: Borders |
     values = compute_features(a, b, run.features)
     names = feature_names(run.features, intraday=per_session > 1)
     train = splits["train"]
-    scaler = Scaler.fit(values[train.start : train.stop], names, run.features)
+    if scaler is None:
+        scaler = Scaler.fit(values[train.start : train.stop], names, run.features)
+    elif scaler.names != names:
+        odd = sorted(set(scaler.names) ^ set(names)) or ["another order"]
+        raise UserError(f"{pair}: the base checkpoint was trained on other features than these bars have ({odd[0]})")
+    else:
+        notes.append(f"{pair}: features keep the scale of the base checkpoint")
     features = standardised(values, scaler, run.features)
 
     fill = np.stack([getattr(leg, run.data.fill) for leg in (a, b)], axis=1)
@@ -180,11 +189,23 @@ def standardised(values: np.ndarray, scaler: Scaler, config: FeaturesConfig) -> 
     return features
 
 
-def load_markets(run: RunConfig) -> dict[str, PairMarket]:
-    """All pairs of a run, from its data directory or the synthetic market, on common split borders."""
+def load_markets(run: RunConfig, scalers: Mapping[str, Scaler] | None = None) -> dict[str, PairMarket]:
+    """All pairs of a run, from its data directory or the synthetic market, on common split borders.
+
+    Args:
+        run: The run.
+        scalers: By pair, the scalers that are not fitted; a run that starts from a checkpoint has its.
+
+    Raises:
+        UserError: If prices do not fit the run.
+        ValueError: If the run starts from a checkpoint and its scalers are not given.
+    """
+    if scalers is None and run.stages.base_digest is not None:
+        raise ValueError("features of this run are on the scale of its base checkpoint: pass its scalers")
     legs = _load_legs(run)
     borders = _common_borders(legs, run)
-    return {pair: build_market(pair, a, b, run, borders) for pair, (a, b) in legs.items()}
+    own = scalers or {}
+    return {pair: build_market(pair, a, b, run, borders, own.get(pair)) for pair, (a, b) in legs.items()}
 
 
 def run_borders(run: RunConfig) -> Borders:

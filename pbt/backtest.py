@@ -62,7 +62,7 @@ def _backtest(path: Path, grid: dict[str, list[float]], address: str | None) -> 
     from analysis.frames import KEYS, daily_schema, write_frame
     from analysis.summary import write_summary
     from analysis.tables import print_final_table
-    from envs.market import load_markets
+    from pbt.base import markets_of
     from pbt.pipeline import summary_of
     from pbt.results import write_events
     from pbt.run_dir import RunDir
@@ -80,7 +80,7 @@ def _backtest(path: Path, grid: dict[str, list[float]], address: str | None) -> 
         policy = Policy.load(directory.survivor(row["pair"], row["rank"]))
         policies.setdefault(row["pair"], {})[row["policy"]] = policy
     policies = {pair: {ENSEMBLE: EnsemblePolicy(list(own.values())), **own} for pair, own in policies.items()}
-    markets = load_markets(run)
+    markets = markets_of(run, directory)
 
     identity = time.strftime("%Y%m%d-%H%M%S")
     target = directory.path / "backtests" / identity

@@ -3,7 +3,6 @@
 Deciding reads prices up to one close and never a return after it, so that it is no look at the test span.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -271,9 +270,9 @@ def load_policy(path: str | Path, pair: str | None = None) -> TradingPolicy:
         folder = folder / "survivors" / folder_name(pair)
         if not folder.is_dir():
             raise UserError(f"{path}: has no survivors of {pair}; it has {_pairs_of(folder.parent)}")
-    elif (folder / "survivors").is_dir() or not _is_survivor(folder):
+    elif (folder / "survivors").is_dir() or not is_survivor(folder):
         folder = _only_pair(folder)
-    if _is_survivor(folder):
+    if is_survivor(folder):
         return _load_one(folder, pair)
     ranked = [_load_one(x, pair) for x in survivor_folders(folder)]
     if not ranked:
@@ -303,11 +302,12 @@ def local_folder(path: str | Path) -> Path:
 
 def survivor_folders(folder: Path) -> list[Path]:
     """Folders of a pair's survivors, by rank."""
-    found = [x for x in folder.iterdir() if x.name.isdigit() and _is_survivor(x)]
+    found = [x for x in folder.iterdir() if x.name.isdigit() and is_survivor(x)]
     return sorted(found, key=lambda x: int(x.name))
 
 
-def _is_survivor(folder: Path) -> bool:
+def is_survivor(folder: Path) -> bool:
+    """Whether a folder is that of one survivor."""
     return (folder / "policy.json").is_file()
 
 
@@ -324,7 +324,12 @@ def _only_pair(folder: Path) -> Path:
     return pairs[0] if pairs else folder
 
 
-def _load_one(folder: Path, pair: str | None) -> TradingPolicy:
+def read_survivor(folder: Path) -> tuple[RunConfig, Scaler, Policy]:
+    """Config, scaler and policy of one survivor's folder.
+
+    Raises:
+        UserError: Files are damaged or do not fit each other.
+    """
     run = build_config(_read(folder / "config.yaml", load_file))
     scaler = _read(folder / "scaler.json", lambda path: Scaler.from_json(path.read_text()))
     policy = _read(folder, Policy.load)
@@ -334,6 +339,11 @@ def _load_one(folder: Path, pair: str | None) -> TradingPolicy:
         raise UserError(
             f"{folder}: costs.leverage is {run.costs.leverage:g} in config.yaml and {policy.leverage:g} in policy.json"
         )
+    return run, scaler, policy
+
+
+def _load_one(folder: Path, pair: str | None) -> TradingPolicy:
+    run, scaler, policy = read_survivor(folder)
     name = f"survivor-{folder.name}" if folder.name.isdigit() else "survivor"
     return TradingPolicy(_pair_of(folder, run, pair), name, run, scaler, policy)
 
@@ -344,8 +354,6 @@ def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
     try:
         return reader(path)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        if isinstance(error, json.JSONDecodeError):
-            raise UserError(f"{path}: is not valid JSON: {error}") from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path}: no readable survivor ({reason}); restore it from a copy") from error
 

@@ -406,3 +406,20 @@ class TrackingConfig(Section):
     """Weights & Biases: off, into the run's directory, or to the server."""
     wandb_project: str = "pairpbt"
     """Project name on Weights & Biases."""
+
+
+class StagesConfig(Section):
+    """What training starts from."""
+
+    base: str | None = None
+    """A survivor whose weights every member starts from, with a critic and optimizer of its own: a run's directory or
+    ``hf://user/name`` (per pair its survivor of rank 1), or one survivor's folder (for all pairs); null: from nothing.
+    Features keep the scale of that survivor."""
+    base_digest: str | None = None
+    """Digest of what ``base`` was; written, not set."""
+
+    @model_validator(mode="after")
+    def _of_something(self) -> "StagesConfig":
+        if self.base is None and self.base_digest is not None:
+            raise ValueError("base_digest is written by a run that has a base; set base alone")
+        return self
