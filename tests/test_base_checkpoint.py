@@ -117,6 +117,8 @@ def test_a_plan_says_what_it_would_start_from(
     assert main([*tiny(tmp_path), "--base-checkpoint", str(one), "--dry-run"]) == 0
     told = capsys.readouterr().out
     assert all(f"{pair}: features keep the scale of the base checkpoint" in told for pair in PAIRS)
+    assert main([*tiny(tmp_path), "--base-checkpoint", str(one), "--set", "synthetic.bars=900"]) == 2
+    assert "900 bars are too few" in capsys.readouterr().err  # to train on, whoever fitted the scaler
     assert not (tmp_path / "tiny").exists()
 
 
