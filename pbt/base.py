@@ -93,6 +93,8 @@ def find_base(run: RunConfig) -> Base:
         UserError: There is none, it lacks a pair, or a field of the run does not fit it.
     """
     if run.stages.base is None:
+        if run.stages.base_digest is not None:  # a published config does not say where its base lay
+            raise UserError(f"--base-checkpoint: missing; this config started from a base ({run.stages.base_digest})")
         return Base()
     try:
         folder = local_folder(run.stages.base)
