@@ -6,19 +6,30 @@ Repositories live in memory as commits of whole files. Xet storage is not offere
 import base64
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.conftest import ROOT
 
 TOKEN = "hf_valid"
 READER = "hf_reader"
 OWNER = "trader"
 PAGE = 7
 LARGE = (".safetensors", ".parquet", ".bin")
+
+
+def client(url: str, home: Path, token: str | None = TOKEN) -> dict[str, str]:
+    """The environment of a process that uses the hub at ``url``, with a cache and a login of its own."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING_FACE"))}
+    settings = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+    return {**own, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **settings} | ({"HF_TOKEN": token} if token else {})
 
 
 def _git_oid(content: bytes) -> str:
