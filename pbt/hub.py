@@ -254,4 +254,4 @@ def _answer(error: Any) -> str:
 def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
