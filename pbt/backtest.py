@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from rayconf.run_config import RunConfig
 
 DONE, BROKEN, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-SCHEMA = 1
 SHOWN_RISES = 20
 
 
@@ -76,10 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _backtest(args: argparse.Namespace) -> Path:
+    from pbt.finished import FinishedRun
+    from pbt.scenario_files import content_of, write_csv, write_json
     from pbt.scenarios import check_spans, parse_grid, parse_splits, with_grid
 
     grid, splits = parse_grid(args.grid), parse_splits(args.splits)
-    from pbt.finished import FinishedRun
 
     finished = FinishedRun.open(args.run)
     run = with_grid(finished.on_data(args.data_dir), grid)
@@ -95,10 +95,10 @@ def _backtest(args: argparse.Namespace) -> Path:
         name = finished.on_data(args.data_dir).identity
         found, base, summary = _simulate(run, name, finished, markets, policies, splits, args.address, folder)
         _write_events(finished, look, folder)
-        content = _content(run, name, args, splits, found, base)
-        _write_json(content, folder)
+        content = content_of(run, name, args.run.name, args.data_dir, splits, found, base)
+        write_json(content, folder)
         if args.csv:
-            _write_csv(base, splits, args.policy, folder)
+            write_csv(base, splits, args.policy, folder)
     _print(content, summary, base, splits)
     return target
 
@@ -108,7 +108,7 @@ def _policies(finished: "FinishedRun") -> "dict[str, Policies]":
     from algos.policy import EnsemblePolicy
     from pbt.simulator import ENSEMBLE
 
-    found = {}
+    found: dict[str, Policies] = {}
     for pair in finished.pairs:
         own = finished.policies(pair)
         found[pair] = {ENSEMBLE: EnsemblePolicy(list(own.values())), **own}
@@ -243,80 +243,6 @@ def _write_events(finished: "FinishedRun", look: Mapping[str, Any] | None, folde
         write_frame([look], events_schema(), KEYS["events"], folder / "frames" / "events.parquet")
     elif finished.directory.events_journal.is_file() and os.access(finished.directory.frames, os.W_OK):
         write_events(finished.directory)
-
-
-def _content(
-    run: "RunConfig",
-    name: str,
-    args: argparse.Namespace,
-    splits: Sequence[str],
-    found: "Mapping[tuple[str, str], Probe]",
-    base: "pa.Table",
-) -> dict[str, Any]:
-    """What ``scenarios.json`` says."""
-    from analysis.stress import stress_rows
-    from pbt.scenarios import HIGHEST
-
-    stress = stress_rows(base)
-    pairs: dict[str, dict[str, Any]] = {}
-    for (pair, split), one in found.items():
-        policies = {
-            policy: {
-                "breakeven": str(breakeven),
-                "breakeven_bps": breakeven.bps,
-                "breakeven_known": breakeven.known,
-                "delay": {
-                    str(lag): dict(zip(("annualised_sharpe", "cagr"), figures, strict=True))
-                    for lag, figures in one.delays[policy].items()
-                },
-            }
-            for policy, breakeven in one.breakeven.items()
-        }
-        own = [
-            {key: value for key, value in row.items() if key not in ("pair", "split", "scenario")}
-            for row in stress
-            if (row["pair"], row["split"]) == (pair, split)
-        ]
-        pairs.setdefault(pair, {})[split] = {"policies": policies, "stress": own}
-    return {
-        "schema": SCHEMA,
-        "run": name,
-        "of": args.run.name,
-        "data_dir": args.data_dir,
-        "splits": list(splits),
-        "base": {"cost_bps": run.costs.real_bps, "lag": run.env.lag, **_limits(run)},
-        "grid": run.backtest.model_dump(mode="json", include={"cost_bps", "lags", "leverages", "borrow_rates"}),
-        "breakeven_searched_bps": HIGHEST,
-        "pairs": pairs,
-    }
-
-
-def _limits(run: "RunConfig") -> dict[str, float]:
-    return {"leverage": run.costs.leverage, "borrow_rate": run.costs.borrow_rate}
-
-
-def _write_json(content: Mapping[str, Any], folder: Path) -> None:
-    import json
-
-    from analysis.frames import write_text
-
-    write_text(folder / "scenarios.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def _write_csv(base: "pa.Table", splits: Sequence[str], policy: str, folder: Path) -> None:
-    """One file per pair and split; what is not the headline on test has it in its name."""
-    from analysis.log_csv import write_decisions
-    from analysis.tables import part_of
-    from pbt.run_dir import folder_name
-    from pbt.simulator import ENSEMBLE
-
-    for pair in sorted(set(base.column("pair").to_pylist())):
-        for split in splits:
-            rows = part_of(base, pair=pair, split=split, policy=policy)
-            if rows.num_rows:
-                parts = [folder_name(pair), *([policy] if policy != ENSEMBLE else [])]
-                parts += [split] if split != "test" else []
-                write_decisions(rows, pair, folder / f"decisions-{'-'.join(parts)}.csv")
 
 
 def _print(content: Mapping[str, Any], summary: "pa.Table", base: "pa.Table", splits: Sequence[str]) -> None:

@@ -152,14 +152,13 @@ def breakeven_costs(
         """Log growth [P, C] of the policies asked at their own costs [P, C]."""
         rows = [Scenario("", float(cost), run.env.lag) for cost in costs.ravel()]
         own = {name: policy for name, policy in policies.items() if name in asked}
-        record = follow(
-            own, {name: table for name, table in targets.items() if name in asked}, market, run, split, rows
-        )
+        tables = {name: table for name, table in targets.items() if name in asked}
+        record = follow(own, tables, market, run, split, rows)
         return np.log(np.maximum(record.equity[-1], 1e-300)).reshape(costs.shape), record
 
     ladder = np.tile(np.array(LADDER), (len(names), 1))
     grown, record = growth(names, ladder)
-    traded = record.turnover.reshape(-1, *ladder.shape).any(axis=(0, 2))
+    traded = record.turnover.max(axis=0).reshape(ladder.shape).max(axis=1) > 0
     found: dict[str, Breakeven] = {}
     brackets: dict[str, tuple[float, float, float, float]] = {}
     for name, own, trades in zip(names, grown, traded, strict=True):

@@ -277,9 +277,8 @@ class Simulator:
         config = ray.put(run)
         chosen = {pair: ray.put(dict(of_pair)) for pair, of_pair in policies.items()}
         preparing = {pair: _prepare.remote(markets[pair], config, chosen[pair]) for pair in policies}
-        return cls(
-            name, config, markets, chosen, preparing, {pair: len(own) + BASELINES for pair, own in policies.items()}
-        )
+        rows = {pair: len(own) + BASELINES for pair, own in policies.items()}
+        return cls(name, config, markets, chosen, preparing, rows)
 
     def blocks(self, wanted: Mapping[str, Sequence[Scenario]]) -> Iterator[tuple[Block, pa.Table]]:
         """Rows of the ``daily`` frame in the order of its key, a table per (split, scenario, pair).
