@@ -33,7 +33,9 @@ class CostsRaiseReturnsError(RuntimeError):
 def build_parser() -> argparse.ArgumentParser:
     """All flags."""
     parser = OneLineParser(prog="python -m pbt.backtest", description=__doc__, allow_abbrev=False)
-    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a complete run, e.g. runs/NAME")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="directory of a complete run, e.g. runs/NAME, or hf://user/name"
+    )
     parser.add_argument(
         "--grid",
         nargs="+",
@@ -51,7 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--policy", default="ensemble", metavar="NAME", help="whose decisions --csv writes (default: ensemble)"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write here instead of RUN/backtests/<date-time>")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write here instead of RUN/backtests/<date-time> (of a published run: backtests/<name>-<date-time>)",
+    )
     parser.add_argument("--data-dir", metavar="DIR", help="other prices of the same tickers")
     parser.add_argument("--address", metavar="ADDR", help="join this Ray cluster (auto: the local one)")
     return parser
@@ -76,19 +83,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _backtest(args: argparse.Namespace) -> Path:
     from pbt.finished import FinishedRun
+    from pbt.hub import require_prices
     from pbt.scenario_files import content_of, write_csv, write_json
     from pbt.scenarios import check_spans, parse_grid, parse_splits, with_grid
 
     grid, splits = parse_grid(args.grid), parse_splits(args.splits)
 
     finished = FinishedRun.open(args.run)
+    if args.data_dir is None:
+        require_prices(args.run, finished.run)
     run = with_grid(finished.on_data(args.data_dir), grid)
     policies = _policies(finished)
     _check_policy(args, policies)
     markets = finished.markets(args.data_dir)
     for market in markets.values():
         check_spans(market, run, splits)
-    with _whole(_target(finished, args.out)) as (folder, target):
+    with _whole(_target(args.run, args.out)) as (folder, target):
         look = None
         if "test" in splits:
             look = _look(finished, f"backtest {target.name}: {_told(run)}{_of_prices(args.data_dir)}")
@@ -179,14 +189,18 @@ def _refuse(rises: Sequence[Any]) -> None:
         )
 
 
-def _target(finished: "FinishedRun", out: Path | None) -> Path:
-    """Where the results go; nothing is made yet."""
+def _target(run: Path, out: Path | None) -> Path:
+    """Where the results go; nothing is made yet. A published run's go below the current folder, not into the cache."""
+    from pbt.hub import is_hub
+
     if out is not None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"--out: {out} exists and is not empty; name a new folder")
         return out.resolve()
-    folder = finished.directory.path / "backtests"
+    published = is_hub(run)
+    folder = Path("backtests").resolve() if published else run / "backtests"
     stem, number = time.strftime("%Y%m%d-%H%M%S"), 2
+    stem = f"{run.name}-{stem}" if published else stem
     target = folder / stem
     while target.exists():
         target, number = folder / f"{stem}-{number}", number + 1

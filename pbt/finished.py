@@ -16,6 +16,7 @@ import numpy as np
 from envs.bars import Bars, join_bars
 from envs.market import Borders, PairMarket, Span, build_market, load_legs, run_borders, split_borders
 from envs.scaler import Scaler
+from pbt.hub import fetch_run, is_hub
 from pbt.run_dir import RunDir
 from rayconf.errors import UserError
 from rayconf.loading import build_config, load_file
@@ -39,8 +40,12 @@ class FinishedRun:
 
     @classmethod
     def open(cls, path: Path) -> "FinishedRun":
-        """Open a run's directory. Raises ``UserError`` where there is none, or where it is not complete."""
-        directory = RunDir(path)
+        """Open a run's directory, or a published run by its ``hf://user/name``.
+
+        Raises:
+            UserError: There is none, it is not complete, or it cannot be fetched.
+        """
+        directory = RunDir(fetch_run(path) if is_hub(path) else path)
         directory.require()
         run = build_config(load_file(directory.config))
         directory.identity = run.identity
@@ -132,12 +137,17 @@ class FinishedRun:
         return replace(market, splits=splits)
 
     def fills(self, pair: str) -> Fills:
-        """Dates of the run's first and last fills of a pair by split, as recorded; empty without a record."""
+        """Dates of the run's first and last fills of a pair by split, as recorded; empty without a record.
+
+        A published run has no daily frame; its ``summary.json`` has these dates instead.
+        """
         from analysis.frames import read_frame
 
         path = self.directory.frame("daily")
         if not path.is_file():
-            return {}
+            entry = json.loads(self.directory.summary_json.read_text())["pairs"][pair]
+            ends = entry.get("splits", {}).items()
+            return {name: (np.datetime64(first, "us"), np.datetime64(last, "us")) for name, (first, last) in ends}
         table = read_frame(path, ["split", "date"], window=0, scenario="base", pair=pair, policy="equal_weight")
         split, date = (table.column(name).to_numpy(zero_copy_only=False) for name in ("split", "date"))
         return {name: (date[split == name].min(), date[split == name].max()) for name in sorted(set(split))}

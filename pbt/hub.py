@@ -6,6 +6,7 @@ as a run directory in the hub's assets cache, where it appears under its name on
 """
 
 import contextlib
+import datetime
 import os
 import re
 import shutil
@@ -60,6 +61,22 @@ def fetch(uri: str | Path) -> Path:
     if not found.is_dir():
         raise UserError(f"{where}: has no folder {place.path_in_repo!r}; it has {', '.join(_folders(folder))}")
     return found
+
+
+def fetch_run(uri: str | Path) -> Path:
+    """``fetch`` of a whole published run. Raises ``UserError`` also where the URI names a folder in it."""
+    place = parse(uri)
+    if place.path_in_repo:
+        raise UserError(f"{SCHEME}{place.id}: give the whole run, without /{place.path_in_repo}")
+    return fetch(uri)
+
+
+def require_prices(location: str | Path, run: RunConfig) -> None:
+    """Raise ``UserError`` where a published run was trained on prices that stayed with its owner."""
+    if run.data.dir == UNPUBLISHED:
+        tickers = ", ".join(sorted({ticker for pair in run.data.pairs for ticker in pair.split("/")}))
+        where = re.sub(r"^hf:/+", SCHEME, str(location))
+        raise UserError(f"{where}: its prices are not published; give yours of {tickers} with --data-dir")
 
 
 def parse(uri: str | Path) -> "HfUri":
@@ -172,6 +189,23 @@ def _check_summary(where: str, summary: Mapping[str, Any], run: RunConfig, files
             named = isinstance(survivor.get("member"), str) and re.fullmatch(r"m\d{2,6}", survivor["member"])
             if not named or type(survivor.get("generation")) is not int:
                 raise refuse(where, "summary.json", f"gives no member and generation of {pair} rank {rank}")
+        _check_splits(where, pair, entry.get("splits", {}))
+
+
+def _check_splits(where: str, pair: str, splits: Any) -> None:
+    try:
+        for split, (first, last) in splits.items():
+            if split not in ("train", "validation", "test") or not _naive(first) <= _naive(last):
+                raise ValueError(split)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise refuse(where, "summary.json", f"gives no first and last date by split of {pair}") from error
+
+
+def _naive(text: str) -> datetime.datetime:
+    stamp = datetime.datetime.fromisoformat(text)
+    if stamp.tzinfo is not None:
+        raise ValueError(f"{text} has a time zone")
+    return stamp
 
 
 def _survivors(files: Mapping[str, int]) -> list[str]:

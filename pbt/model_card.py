@@ -41,7 +41,6 @@ class Card:
         run: The published config.
         entries: ``pairs`` of the published ``summary.json``, by pair.
         summary: The summary frame.
-        spans: First and last day of test by pair.
         trained: Number of pairs of the run, published or not.
         license: SPDX-like identifier; None: the owner has not said.
     """
@@ -50,7 +49,6 @@ class Card:
     run: RunConfig
     entries: Mapping[str, Mapping[str, Any]]
     summary: "pa.Table"
-    spans: Mapping[str, tuple[str, str]]
     trained: int
     license: str | None = None
 
@@ -116,7 +114,7 @@ class Card:
         rows = [row for row in self.summary.to_pylist() if row["pair"] == pair]
         if not rows:
             return
-        first, last = self.spans.get(pair, ("?", "?"))
+        first, last = (escaped(date[:10]) for date in self.entries[pair]["splits"].get("test", ("?", "?")))
         terms = f"{rows[0]['cost_bps']:g} bps a side, lag {rows[0]['lag']}"
         lines = [
             [

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from analysis.frames import read_frame
 from analysis.tables import headline_window
+from pbt.finished import FinishedRun
 from pbt.hub import SCHEME, UNPUBLISHED
 from pbt.model_card import Card
 from pbt.run_dir import RunDir
@@ -71,7 +72,8 @@ def build(plan: Publication, folder: Path, repo: str, license: str | None = None
     Raises:
         UserError: A file of the run is missing, or would give something private away.
     """
-    entries = {pair: plan.summary["pairs"][pair] for pair in plan.pairs}
+    splits = _splits(plan)
+    entries = {pair: {**plan.summary["pairs"][pair], "splits": splits[pair]} for pair in plan.pairs}
     run = portable(plan.run, plan.pairs)
     _write_json(folder / "config.json", run.model_dump(mode="json", exclude={"resources", "tracking"}))
     _write_json(folder / "summary.json", {**plan.summary, "pairs": entries})
@@ -81,7 +83,7 @@ def build(plan: Publication, folder: Path, repo: str, license: str | None = None
         for survivor in entry["survivors"]:
             source = plan.directory.survivor(pair, survivor["rank"])
             _copy_survivor(source, folder / source.relative_to(plan.directory.path), plan.pairs)
-    card = Card(repo, run, entries, *_figures(plan), len(plan.summary["pairs"]), license)
+    card = Card(repo, run, entries, _headline(plan), len(plan.summary["pairs"]), license)
     (folder / "README.md").write_text(card.text())
     _check_private(folder, plan)
 
@@ -130,18 +132,22 @@ def _copy_frame(source: Path, target: Path, pairs: Sequence[str]) -> None:
     pq.write_table(kept, target)
 
 
-def _figures(plan: Publication) -> tuple[pa.Table, dict[str, tuple[str, str]]]:
-    """The summary rows of the headline, and first and last day of test by pair."""
+def _splits(plan: Publication) -> dict[str, dict[str, list[str]]]:
+    """Dates of the first and the last fill by pair and split: what a test on other prices must keep to.
+
+    They stand in for the daily frame, from whose returns the prices could be read off.
+    """
+    finished = FinishedRun.open(plan.directory.path)
+    return {
+        pair: {split: [str(date) for date in ends] for split, ends in finished.fills(pair).items()}
+        for pair in plan.pairs
+    }
+
+
+def _headline(plan: Publication) -> pa.Table:
+    """The summary rows that the card shows."""
     summary = read_frame(plan.directory.frame("summary"), split="test", scenario="base")
-    window = headline_window(summary)
-    where = {"window": window, "split": "test", "scenario": "base"}
-    spans = {}
-    for pair in plan.pairs:
-        dates = read_frame(plan.directory.frame("daily"), columns=["date"], pair=pair, **where).column("date")
-        ends = pc.min_max(dates).as_py()
-        if ends["min"] is not None:
-            spans[pair] = (f"{ends['min']:%Y-%m-%d}", f"{ends['max']:%Y-%m-%d}")
-    return summary.filter(pc.equal(summary.column("window"), pa.scalar(window, pa.int32()))), spans
+    return summary.filter(pc.equal(summary.column("window"), pa.scalar(headline_window(summary), pa.int32())))
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

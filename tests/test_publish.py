@@ -9,11 +9,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from analysis.frames import read_frame
+from pbt.finished import FinishedRun
 from pbt.model_card import escaped
 from pbt.publication import Publication, build
 from rayconf.errors import UserError
@@ -96,6 +99,45 @@ def test_a_run_is_published_whole_and_nothing_private_with_it(  # type: ignore[n
         assert f"- **{pair}**: {escaped(entry['verdict'])}" in card.text
         sharpe = entry["ensemble"]["test"]["base"]["annualised_sharpe"]
         assert re.search(rf"\| ensemble \(headline\) \| {sharpe:.2f} \|", card.text)
+
+
+def test_a_published_run_is_tested_on_ones_own_prices_as_at_home(  # type: ignore[no-untyped-def]
+    publish, hub: Hub, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = private_copy(undisturbed, tmp_path)
+    assert publish(run).returncode == 0
+    prices = tmp_path / "prices"
+    prices.mkdir()
+    for legs in FinishedRun.open(undisturbed).legs().values():
+        for bars in legs:
+            columns = {name: getattr(bars, name) for name in ("open", "high", "low", "close", "volume")}
+            pd.DataFrame({"date": bars.dates.astype(str), **columns}).to_csv(prices / f"{bars.ticker}.csv", index=False)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    command = [sys.executable, "-m", "pbt.backtest", f"hf://{REPO}", "--grid", "costs=1", "lag=1"]
+    environment = client(hub.url, tmp_path / "home")
+
+    def backtest(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *arguments], cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300
+        )
+
+    done = backtest()
+    assert (done.returncode, done.stdout) == (2, "")
+    needed = "its prices are not published; give yours of SYNA, SYNB, SYNC, SYND with --data-dir"
+    assert done.stderr == f"pairpbt: hf://trader/tiny: {needed}\n"
+    done = backtest("--data-dir", str(prices))
+    assert done.returncode == 0, done.stderr
+    (out,) = (elsewhere / "backtests").iterdir()
+    assert out.name.startswith("tiny-")
+    home = read_frame(undisturbed / "frames" / "summary.parquet", split="test", scenario="base").drop_columns("run")
+    here = read_frame(out / "frames" / "summary.parquet", split="test", scenario="base").drop_columns("run")
+    assert here.num_rows == home.num_rows > 0
+    differing = [name for name in home.column_names if not here.column(name).equals(home.column(name))]
+    assert not differing, "the same survivors on the same prices over the same days"
+    (look,) = read_frame(out / "frames" / "events.parquet").to_pylist()
+    assert look["kind"] == "look"
+    assert not list((tmp_path / "home").rglob("backtests")), "the cache is not written to"
 
 
 def test_pairs_left_out_are_said_and_gone(publish, hub: Hub, undisturbed: Path) -> None:  # type: ignore[no-untyped-def]

@@ -99,6 +99,8 @@ def test_nothing_but_safetensors_json_and_parquet_is_taken(
     wrong_header = struct.pack("<Q", 1 << 60) + b"{}"
     deep = b"[" * 100_000
     outside = {**summary, "pairs": {"../../x/y": next(iter(summary["pairs"].values()))}}
+    first = next(iter(summary["pairs"]))
+    undated = {**summary, "pairs": {first: {**summary["pairs"][first], "splits": {"test": ["soon", "later"]}}}}
     encoder = {**policy, "market_network": {"hidden": [10**9, 10**9], "activation": "tanh"}}
 
     def text(content: Any) -> bytes:
@@ -135,6 +137,7 @@ def test_nothing_but_safetensors_json_and_parquet_is_taken(
         "config": ({"config.json": text({**config, "hooks": ["os.system"]})}, "hooks"),
         "folder": ({"config.json": text({**config, "data": {**config["data"], "dir": "/etc"}})}, "data.dir"),
         "summary": ({"summary.json": text(outside)}, "../../x/y"),
+        "dates": ({"summary.json": text(undated)}, "no first and last date"),
         "parquet": ({"frames/summary.parquet": bomb}, "summary.parquet"),
     }
     for name, (files, _) in (names | contents).items():
