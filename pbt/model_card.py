@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
 TAGS = ("pairs-trading", "finance", "population-based-training", "ppo", "reinforcement-learning")
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~$&!])")
+
+
+def _level(p: float) -> str:
+    """A p-value with three digits; what is smaller is said to be."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 _INTERVALS = (("sharpe", "Sharpe ratio", plain), ("cagr", "CAGR", percent), ("max_drawdown", "drawdown", percent))
 _SINGLE = (
     ("probabilistic_sharpe", "probability that the true Sharpe ratio is positive", percent),
@@ -26,7 +33,7 @@ _SINGLE = (
     ("trials", "trials that selection saw", lambda x: f"{x:g}"),
     ("effective_trials", "of them effectively different", lambda x: f"{x:g}"),
     ("overfitting", "probability of backtest overfitting (a lower bound)", percent),
-    ("spa_p", "p-value of superior predictive ability", plain),
+    ("spa_p", "p-value of superior predictive ability", _level),
     ("track_record", "sessions needed for a positive Sharpe ratio to be credible", lambda x: f"{x:.0f}"),
     ("looks", "reads of the test span", lambda x: f"{x:g}"),
 )
@@ -98,14 +105,15 @@ class Card:
             if isinstance(x := found.get(key), Mapping)
         ]
         for other, x in (found.get("against") or {}).items():
-            p = f", p {x['p']:.3f}" if x.get("p") is not None else ""
+            p = f", p {_level(x['p'])}" if x.get("p") is not None else ""
             rows.append((f"Sharpe ratio less {policy_label(other, pair)}", f"{plain(x['value'])} {_ends(x, plain)}{p}"))
         rows += [(label, form(found[key])) for key, label, form in _SINGLE if found.get(key) is not None]
         yield [
             f"## Evidence on {escaped(pair)}",
             "",
-            f"Headline: {escaped(policy_label(str(found.get('policy', 'ensemble')), pair))}, test span, the run's own "
-            "terms; 95 % intervals in brackets.",
+            f"The headline ({escaped(str(found.get('policy', 'ensemble')).replace('-', ' '))}) on the test span under the "
+            "run's own terms. 95 % intervals in brackets; p is corrected for the run's pairs and for looks at the test "
+            "span, intervals are not.",
             "",
             *_table(["statistic", "value"], rows),
         ]

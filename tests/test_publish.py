@@ -99,6 +99,9 @@ def test_a_run_is_published_whole_and_nothing_private_with_it(  # type: ignore[n
         assert f"- **{pair}**: {escaped(entry['verdict'])}" in card.text
         sharpe = entry["ensemble"]["test"]["base"]["annualised_sharpe"]
         assert re.search(rf"\| ensemble \(headline\) \| {sharpe:.2f} \|", card.text)
+        for statistic in ("sharpe", "cagr") if "statistics" in entry else ():
+            assert statistic in entry["statistics"]
+            assert f"## Evidence on {pair}" in card.text
 
 
 def test_a_published_run_is_tested_on_ones_own_prices_as_at_home(  # type: ignore[no-untyped-def]
