@@ -114,7 +114,7 @@ def kept_base(run: RunConfig, directory: RunDir) -> Base:
     """
     if run.stages.base_digest is None:
         return Base()
-    base = Base({pair: directory.base_survivor(pair) for pair in run.data.pairs if pair not in run.data.transferred})
+    base = Base({pair: directory.base_survivor(pair) for pair in run.data.pairs if run.starts_from_base(pair)})
     try:
         intact = base.digest == run.stages.base_digest
     except OSError as error:

@@ -170,7 +170,7 @@ def load_population(run: RunConfig, directory: RunDir, market: PairMarket) -> Pa
     elif market.pair in run.data.transferred:
         new = joining(directory, run)
         committed = join(run, directory, market, [pair for pair in run.data.pairs if pair not in new])
-    elif run.stages.base_digest is not None:
+    elif run.starts_from_base(market.pair):
         members = base_members(run, directory, market)
         committed = populations_of.start(run, market.pair, directory, members, copied="weights")
     else:

@@ -93,7 +93,7 @@ def _replay(args: argparse.Namespace) -> int:
 
 def _chosen(run: RunConfig, directory: "RunDir", args: argparse.Namespace) -> "Snapshot":
     """The snapshot behind the survivor asked for."""
-    from pbt.backtest import known_survivors
+    from pbt.finished import known_survivors
     from pbt.manifest import Population
 
     known = [row for row in known_survivors(directory.summary_json) if row["pair"] == args.pair in run.data.pairs]

@@ -182,6 +182,10 @@ class RunConfig(Section):
         text = json.dumps(content, sort_keys=True)
         return f"seed{self.seed}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
 
+    def starts_from_base(self, pair: str) -> bool:
+        """Whether the pair started from the run's base checkpoint, whose scale of features it keeps."""
+        return self.stages.base_digest is not None and pair not in self.data.transferred
+
     def with_values(self, values: dict[str, float]) -> "RunConfig":
         """A copy with the named hyperparameters of ``search`` set to the given values, whole numbers as such."""
         sections: dict[str, dict[str, float]] = {}

@@ -378,10 +378,22 @@ class BacktestConfig(Section):
     """Total trading costs per side in basis points."""
     lags: tuple[Annotated[int, Field(ge=1, le=20)], ...] = (1, 2)
     """Execution lags in bars."""
+    leverages: tuple[Positive, ...] = ()
+    """Gross limits of the ledger; empty: the run's own alone. The policies stay as they were trained."""
+    borrow_rates: tuple[NonNegative, ...] = ()
+    """Interest per year on borrowed cash; empty: the run's own alone."""
     vol_target: Positive = 0.15
     """Volatility per year that the volatility-targeted baseline aims at."""
     vol_half_life: Positive = 20.0
     """Half-life in days of its exponentially weighted volatility."""
+
+    @field_validator("cost_bps", "lags", "leverages", "borrow_rates")
+    @classmethod
+    def _once(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        """Two scenarios of the same terms would be one row of the frames twice."""
+        if len(set(values)) != len(values):
+            raise ValueError("give each value once")
+        return values
 
 
 class ResourcesConfig(Section):

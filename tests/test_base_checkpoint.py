@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from analysis.frames import read_frame
+from pbt.audit import main as audit
 from pbt.launch import main
 from pbt.manifest import Population
 from pbt.replay import main as replay
@@ -22,6 +24,7 @@ from pbt.run_dir import RunDir
 from pbt.store import StateStore
 from tests.commands import MINUTES, SETTINGS, command, environment, launch, tiny
 from tests.conftest import ROOT
+from tests.hub_server import Hub, client
 
 PAIRS = ("SYNA/SYNB", "SYNC/SYND")
 SPLIT = ("--set", "split.fractions=[0.55,0.22,0.23]")
@@ -101,6 +104,36 @@ def test_its_survivors_replay_to_the_bit(
     scaler.write_text(json.dumps(json.loads(scaler.read_text()) | {"limit": 4.0}))
     assert replay([str(run), "--pair", pair]) == 2
     assert "base: is not what the run started from" in capsys.readouterr().err
+
+
+def test_what_it_learned_saw_no_later_bar(based: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The audit does not take the survivor's scaler for one that saw too much."""
+    run = tmp_path / "tiny"
+    shutil.copytree(based, run)
+    assert audit([str(run), "--lookahead", "--pair", "SYNA/SYNB", "--bars", "6"]) == 0, capsys.readouterr()
+
+
+def test_published_it_is_used_as_from_its_directory(based: Path, tmp_path: Path) -> None:
+    """By ``decide`` and as the base of another launch, over the real client and a hub on loopback."""
+    with Hub() as hub:
+
+        def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+            environment = client(hub.url, tmp_path / "home")
+            words = [sys.executable, "-m", f"pbt.{module}", *arguments]
+            return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+        assert run("publish", str(based), "--repo", "trader/based").returncode == 0
+        here, there = (run("decide", f"{at}/survivors/SYNC_SYND") for at in (based, "hf://trader/based"))
+        assert here.stdout == there.stdout != ""
+        assert there.returncode == 0, there.stderr
+        plan = run("launch", *tiny(tmp_path), "--base-checkpoint", "hf://trader/based", "--dry-run")
+        assert plan.returncode == 0, plan.stderr
+        assert "SYNA/SYNB: features keep the scale of the base checkpoint" in plan.stdout
+        one = "hf://trader/based/survivors/SYNA_SYNB/1"
+        assert run("launch", *tiny(tmp_path), "--base-checkpoint", one, "--dry-run").returncode == 0
+        gone = run("launch", *tiny(tmp_path), "--base-checkpoint", "hf://trader/gone", "--dry-run")
+        assert gone.returncode == 2
+        assert "--base-checkpoint: hf://trader/gone: no such repository" in gone.stderr
 
 
 def test_a_finished_run_needs_its_base_no_more(based: Path, capsys: pytest.CaptureFixture[str]) -> None:
