@@ -92,6 +92,10 @@ class BarPolicy(Policy):
         strip[max(0, -first) : max(0, -first) + len(part)] = part
         return self._trunk(self._encoder(strip))
 
+    def actor_parameters(self) -> dict[str, Tensor]:
+        """The actor's parameters and its encoder's by their names in ``BarActorCritic``, float64."""
+        return dict(self._weights)
+
     def save(self, folder: Path) -> None:
         """Write ``policy.safetensors`` and ``policy.json`` into ``folder``."""
         super().save(folder)

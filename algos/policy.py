@@ -136,6 +136,13 @@ class Policy:
             hidden = _blocks(self._activate(hidden), weight).add_(bias)
         return hidden.sigmoid_().mul_(2).sub_(1)
 
+    def actor_parameters(self) -> dict[str, Tensor]:
+        """The actor's parameters by their names in ``ActorCritic``, float64: what ``from_weights`` took."""
+        named: dict[str, Tensor] = {}
+        for i, (weight, bias) in enumerate(self._layers):
+            named |= {f"pi.{2 * i}.weight": weight, f"pi.{2 * i}.bias": bias}
+        return named
+
     def save(self, folder: Path) -> None:
         """Write ``policy.safetensors`` and ``policy.json`` into ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ equal bytes (within one version of pyarrow). A file appears under its name only 
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -40,11 +40,21 @@ __all__ = [
     "summary_schema",
     "validation_schema",
     "write_frame",
+    "write_frame_blocks",
     "write_text",
 ]
 
 SCHEMA_VERSION = "1"
 ROW_GROUP = 1 << 18
+FILE: dict[str, Any] = {
+    "version": "2.6",
+    "data_page_version": "1.0",
+    "compression": "zstd",
+    "compression_level": 3,
+    "use_dictionary": True,
+    "write_statistics": True,
+}
+"""Everything that shapes a file's bytes is pinned, so that equal frames are equal files."""
 
 _TYPES = {
     "string": pa.string(),
@@ -322,22 +332,48 @@ def write_frame(rows: Rows, schema: pa.Schema, key: Sequence[str], path: Path) -
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        # Everything that shapes the bytes is pinned, so that equal frames are equal files.
-        pq.write_table(
-            table,
-            temporary,
-            version="2.6",
-            data_page_version="1.0",
-            compression="zstd",
-            compression_level=3,
-            use_dictionary=True,
-            write_statistics=True,
-            row_group_size=ROW_GROUP,
-        )
+        pq.write_table(table, temporary, row_group_size=ROW_GROUP, **FILE)
         _publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return table
+
+
+def write_frame_blocks(blocks: Iterable[Rows], schema: pa.Schema, key: Sequence[str], path: Path) -> int:
+    """Write a frame that is too large for memory, block by block, otherwise like ``write_frame``.
+
+    Args:
+        blocks: Rows in the order of the key, block after block; each becomes row groups of its own.
+        schema: One of this module's schemas.
+        key: Columns that identify a row, ``KEYS[frame]``.
+        path: File to write; its folder is made.
+
+    Returns:
+        The number of rows written.
+
+    Raises:
+        ValueError: As ``write_frame``, or a block that does not come after the one before.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    count, last = 0, None
+    try:
+        with pq.ParquetWriter(temporary, schema, **FILE) as writer:
+            for rows in blocks:
+                table = _without_nan(_table(rows, schema))
+                _check_choices(table, schema)
+                table = _sorted(table, key)
+                if table.num_rows == 0:
+                    continue
+                first, end = (tuple(table.column(name)[i].as_py() for name in key) for i in (0, table.num_rows - 1))
+                if last is not None and first <= last:
+                    raise ValueError(f"key ({', '.join(key)}): a block that begins with {first} follows {last}")
+                writer.write_table(table, row_group_size=ROW_GROUP)
+                count, last = count + table.num_rows, end
+        _publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
 
 
 def read_frame(path: Path, columns: Sequence[str] | None = None, **values: Any) -> pa.Table:

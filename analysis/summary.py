@@ -32,7 +32,8 @@ from analysis.metrics import (
 
 Array = NDArray[np.float64]
 
-SCENARIO = re.compile(r"cost(?P<cost>[0-9.e-]+?)-lag(?P<lag>[0-9]+)(-.+)?")
+NUMBER = r"[0-9.]+(?:e[+-][0-9]+)?"
+SCENARIO = re.compile(rf"cost(?P<cost>{NUMBER})-lag(?P<lag>[0-9]+)(-lev{NUMBER})?(-borrow{NUMBER})?")
 
 
 def summarise(
@@ -115,7 +116,8 @@ def summarise(
 
 def scenario_id(cost_bps: float, lag: int, **terms: float) -> str:
     """Name of a scenario: ``cost5-lag2``; terms that differ from the run's own follow, ``-lev1.0-borrow0.0675``."""
-    return f"cost{cost_bps:g}-lag{lag}" + "".join(f"-{name}{value}" for name, value in terms.items())
+    cost = repr(float(cost_bps)).removesuffix(".0")
+    return f"cost{cost}-lag{lag}" + "".join(f"-{name}{float(value)!r}" for name, value in terms.items())
 
 
 def sessions_per_year(dates: NDArray[np.datetime64]) -> float:

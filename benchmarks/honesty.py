@@ -86,7 +86,9 @@ def report(table: pd.DataFrame) -> str:
         claims = int((rows.claim == "above").sum())
         interval = binomtest(claims, len(rows)).proportion_ci(method="exact")
         what = "false alarms" if market == "walk" else "finds"
-        line = f"{market:6s} {what} {claims} of {len(rows)}  rate 95 % interval {interval.low:.3f} .. {interval.high:.3f}"
+        line = (
+            f"{market:6s} {what} {claims} of {len(rows)}  rate 95 % interval {interval.low:.3f} .. {interval.high:.3f}"
+        )
         line += f"  median Sharpe on test {rows.sharpe.median():+.2f}  median PBO {rows.overfitting.median():.2f}"
         if len(rows) == PLANNED:
             kept = claims <= MOST_ALARMS if market == "walk" else claims >= FEWEST_FINDS

@@ -70,19 +70,31 @@ class AccountView:
             value = torch.maximum(marked, fill.equity.clamp(min=TINY) * SMALLEST_MARK)
             drifted = fill.held * (1 + move) / value.unsqueeze(1)
             weights = drifted if self._same_bar is None else torch.where(self._same_bar, drifted, weights)
-        view = weights / self._leverage
         if not self._drawdown:
-            return view
+            return account_columns(weights, self._leverage)
         self._marks.append((marked * unit).clamp(min=TINY).log())
         level = self._marks[0] if isinstance(self._lag, int) else self._per_row()
         self._peak = torch.maximum(self._peak, level)
-        depth = (self._peak - level).clamp(max=DRAWDOWN_BOUND) / DRAWDOWN_BOUND
-        return torch.cat((view, depth.unsqueeze(1)), dim=1)
+        return account_columns(weights, self._leverage, self._peak - level)
 
     def _per_row(self) -> Tensor:
         stacked = torch.stack(tuple(self._marks))
         index = (self._longest - torch.as_tensor(self._lag)).unsqueeze(0)
         return stacked.gather(0, index).squeeze(0)
+
+
+def account_columns(weights: Tensor, leverage: float, depth: Tensor | None = None) -> Tensor:
+    """Account part of an observation, [B, 2], or [B, 3] with the drawdown.
+
+    Args:
+        weights: [B, 2] signed fractions of equity at the close that is decided on.
+        leverage: The run's limit, which scales them.
+        depth: [B] log-drawdown from the highest equity so far, 0 or more; None: not shown.
+    """
+    view = weights / leverage
+    if depth is None:
+        return view
+    return torch.cat((view, (depth.clamp(max=DRAWDOWN_BOUND) / DRAWDOWN_BOUND).unsqueeze(1)), dim=1)
 
 
 def account_size(drawdown: bool) -> int:

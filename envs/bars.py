@@ -89,7 +89,8 @@ class JoinReport:
 class _Table:
     """Raw columns of a file by normalised name, with the number a person would give each row."""
 
-    path: Path
+    path: Path | str
+    """The file, or what else a complaint should name."""
     columns: dict[str, Any]
     rows: Sequence[int]
     noun: str
@@ -129,7 +130,25 @@ def load_bars(directory: Path, ticker: str, data: DataConfig) -> Bars:
     """
     _check_ticker(ticker)
     path = _find_file(directory, ticker)
-    table = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
+    return _bars(ticker, _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path), data)
+
+
+def bars_from_frame(frame: pd.DataFrame, ticker: str, data: DataConfig) -> Bars:
+    """Validate bars that are in memory, by the rules of files.
+
+    Args:
+        frame: [T] rows with the columns of a file; the date may be the index.
+        ticker: Name of the instrument.
+        data: ``fill`` and ``adjust`` decide which columns are needed and used.
+
+    Raises:
+        UserError: Naming the ticker and, where there is one, the row ("data row" 1, 2, ...).
+    """
+    _check_ticker(ticker)
+    return _bars(ticker, _frame_table(f"prices of {ticker}", frame), data)
+
+
+def _bars(ticker: str, table: _Table, data: DataConfig) -> Bars:
     prices = ("open", "high", "low", "close")
     closes_only = data.fill == "close" and not table.columns.keys() >= {"open", "high", "low"}
     required = ["close"] if data.fill == "close" else [*prices, "volume"]
@@ -267,8 +286,12 @@ def _read_parquet(path: Path) -> _Table:
         frame = pd.read_parquet(path)
     except Exception as error:  # pyarrow's and pandas' errors share no base
         raise UserError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from error
+    return _frame_table(path, frame)
+
+
+def _frame_table(path: Path | str, frame: pd.DataFrame) -> _Table:
     if not len(frame):
-        raise UserError(f"{path}: the file has no rows")
+        raise UserError(f"{path}: has no rows")
     has_date = any(_normalise(name) in DATE_COLUMNS for name in frame.columns)
     if not has_date and (isinstance(frame.index, pd.DatetimeIndex) or _normalise(frame.index.name) in DATE_COLUMNS):
         # a DatetimeIndex is the date whatever it is called
@@ -282,7 +305,7 @@ def _normalise(name: object) -> str:
     return ALIASES.get(plain, plain)
 
 
-def _normalised(path: Path, names: Sequence[object], columns: Sequence[Any]) -> dict[str, Any]:
+def _normalised(path: Path | str, names: Sequence[object], columns: Sequence[Any]) -> dict[str, Any]:
     known = {*DATE_COLUMNS, "open", "high", "low", "close", "adjclose", "volume"}
     result: dict[str, Any] = {}
     for name, column in zip(names, columns, strict=True):

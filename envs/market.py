@@ -1,6 +1,7 @@
 """``PairMarket``: the aligned tensors of one pair, and its chronological splits with embargo."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from envs.scaler import Scaler
 from envs.synthetic import synthetic_pair
 from rayconf.errors import UserError
 from rayconf.run_config import RunConfig
-from rayconf.sections import DEFAULT_FRACTIONS, SplitConfig
+from rayconf.sections import DEFAULT_FRACTIONS, FeaturesConfig, SplitConfig
 
 SPLITS = ("train", "validation", "test")
 MIN_TRAIN_BARS = 252
@@ -121,11 +122,15 @@ def split_spans(dates: np.ndarray, borders: Borders, burn: int, embargo: int) ->
     }
 
 
-def build_market(pair: str, a: Bars, b: Bars, run: RunConfig, borders: Borders | None = None) -> PairMarket:
+def build_market(
+    pair: str, a: Bars, b: Bars, run: RunConfig, borders: Borders | None = None, scaler: Scaler | None = None
+) -> PairMarket:
     """Join two tickers' bars, compute features, fit the scaler on train and cut the splits.
 
+    With a ``scaler``, a trained policy's own, none is fitted, and the market may be too short to train on.
+
     Raises:
-        UserError: If the pair has too few bars for windows plus splits.
+        UserError: If the pair has too few bars for windows plus splits, or its features are not the scaler's.
     """
     a, b, joined = join_bars(a, b)
     notes = [f"{pair}: {joined.text}"]
@@ -137,21 +142,25 @@ def build_market(pair: str, a: Bars, b: Bars, run: RunConfig, borders: Borders |
     _check_lookback(run)
     borders = borders or split_borders(pair, a.dates, run.split)
     splits = split_spans(a.dates, borders, run.split.burn, embargo)
-    _check_lengths(pair, splits, session, run)
+    if scaler is None:
+        _check_lengths(pair, splits, session, run)
 
     values = compute_features(a, b, run.features)
     names = feature_names(run.features, intraday=per_session > 1)
     train = splits["train"]
-    scaler = Scaler.fit(values[train.start : train.stop], names, run.features)
-    features = np.zeros(values.shape, np.float32)
-    first = lookback(run.features) - 1
-    features[first:] = scaler.apply(values[first:])
+    if scaler is None:
+        scaler = Scaler.fit(values[train.start : train.stop], names, run.features)
+    elif scaler.names != names:
+        raise UserError(f"{pair}: {_first_other(scaler.names, names)}; the bars must be of the kind it was trained on")
+    features = standardised(values, scaler, run.features)
 
     fill = np.stack([getattr(leg, run.data.fill) for leg in (a, b)], axis=1)
     if run.data.fill == "close":
         notes.append(f"{pair}: orders fill at closes, because data.fill is 'close'")
     legs = fill[train.start + 1 : train.stop] / fill[train.start : train.stop - 1] - 1
     for name, span in splits.items():
+        if not span.rows:
+            continue
         notes.append(f"{pair}: {name} {_day(a.dates[span.start])} .. {_day(a.dates[span.stop - 1])}, {span.rows} fills")
     return PairMarket(
         pair=pair,
@@ -163,21 +172,54 @@ def build_market(pair: str, a: Bars, b: Bars, run: RunConfig, borders: Borders |
         splits=splits,
         bars_per_year=run.data.bars_per_year or infer_bars_per_year(a.dates),
         session=session,
-        equal_weight_sd=float(np.log1p(legs.mean(axis=1)).std()),
+        equal_weight_sd=float(np.log1p(legs.mean(axis=1)).std()) if len(legs) else float("nan"),
         notes=tuple(notes),
     )
 
 
-def load_markets(run: RunConfig) -> dict[str, PairMarket]:
-    """All pairs of a run, from its data directory or the synthetic market, on common split borders."""
-    legs = _load_legs(run)
+def standardised(values: np.ndarray, scaler: Scaler, config: FeaturesConfig) -> np.ndarray:
+    """Features as policies read them, float32 [T, F]: scaled, and zero before the first complete row.
+
+    Args:
+        values: float64 [T, F] of ``compute_features``.
+        scaler: Of these features.
+        config: Their windows.
+    """
+    features = np.zeros(values.shape, np.float32)
+    first = lookback(config) - 1
+    features[first:] = scaler.apply(values[first:])
+    return features
+
+
+def load_markets(run: RunConfig, scalers: Mapping[str, Scaler] | None = None) -> dict[str, PairMarket]:
+    """All pairs of a run, from its data directory or the synthetic market, on common split borders.
+
+    Args:
+        run: The run.
+        scalers: By pair, the scalers that are not fitted; a run that starts from a checkpoint has its.
+
+    Raises:
+        UserError: If prices do not fit the run.
+        ValueError: If the run starts from a checkpoint and its scalers are not given.
+    """
+    if scalers is None and run.stages.base_digest is not None:
+        raise ValueError("features of this run are on the scale of its base checkpoint: pass its scalers")
+    legs = load_legs(run)
     borders = _common_borders(legs, run)
-    return {pair: build_market(pair, a, b, run, borders) for pair, (a, b) in legs.items()}
+    markets = {}
+    for pair, (a, b) in legs.items():
+        scaler = (scalers or {}).get(pair)
+        market = build_market(pair, a, b, run, borders, scaler)
+        if scaler is not None:
+            _check_lengths(pair, market.splits, market.session, run)
+            market = replace(market, notes=(*market.notes, f"{pair}: features keep the scale of the base checkpoint"))
+        markets[pair] = market
+    return markets
 
 
 def run_borders(run: RunConfig) -> Borders:
     """The split borders of a run's markets, without building them."""
-    return _common_borders(_load_legs(run), run)
+    return _common_borders(load_legs(run), run)
 
 
 def _common_borders(legs: dict[str, tuple[Bars, Bars]], run: RunConfig) -> Borders:
@@ -186,7 +228,7 @@ def _common_borders(legs: dict[str, tuple[Bars, Bars]], run: RunConfig) -> Borde
     return split_borders(longest, dates[longest], run.split)
 
 
-def _load_legs(run: RunConfig) -> dict[str, tuple[Bars, Bars]]:
+def load_legs(run: RunConfig) -> dict[str, tuple[Bars, Bars]]:
     """Both legs of every pair; the directory is looked up, and each ticker read, once."""
     if run.data.dir is None:
         return {pair: synthetic_pair(pair, run.synthetic) for pair in run.data.pairs}
@@ -195,6 +237,13 @@ def _load_legs(run: RunConfig) -> dict[str, tuple[Bars, Bars]]:
     directory = resolve_directory(run.data, wanted)
     bars = {ticker: load_bars(directory, ticker, run.data) for ticker in wanted}
     return {pair: (bars[a], bars[b]) for pair, (a, b) in tickers.items()}
+
+
+def _first_other(trained: tuple[str, ...], here: tuple[str, ...]) -> str:
+    """Where two lists of features part, in words."""
+    i = next((i for i, (x, y) in enumerate(zip(trained, here, strict=False)) if x != y), min(len(trained), len(here)))
+    known, found = (names[i] if i < len(names) else "nothing" for names in (trained, here))
+    return f"feature {i + 1} is {found} here and {known} in the policy's scaler"
 
 
 def _check_lookback(run: RunConfig) -> None:

@@ -1,121 +1,271 @@
 """``python -m pbt.backtest RUN``: the survivors of a run again, over a grid of scenarios of one's own."""
 
-import json
+import argparse
+import os
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rayconf.errors import OneLineParser, UserError
-from rayconf.loading import build_config, load_file, merge
 from rayconf.origins import check_origins
-from rayconf.run_config import RunConfig
 
-GRID = {"costs": "cost_bps", "lag": "lags"}
+if TYPE_CHECKING:
+    import pyarrow as pa
 
+    from envs.market import PairMarket
+    from pbt.finished import FinishedRun
+    from pbt.scenarios import Probe
+    from pbt.simulator import Policies
+    from rayconf.run_config import RunConfig
 
-def parse_grid(texts: Sequence[str]) -> dict[str, list[float]]:
-    """``costs=1,5 lag=1,2`` as fields of the config's ``backtest`` section."""
-    fields: dict[str, list[float]] = {}
-    for text in texts:
-        name, equals, values = text.partition("=")
-        if name not in GRID or not equals:
-            raise UserError(f"--grid: {text!r} must be one of {', '.join(GRID)} with values, e.g. costs=1,5")
-        try:
-            fields[GRID[name]] = [float(value) for value in values.split(",")]
-        except ValueError as error:
-            raise UserError(f"--grid: {text!r} must list numbers, e.g. {name}=1,5") from error
-    return fields
+DONE, BROKEN, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+SHOWN_RISES = 20
 
 
-def with_grid(run: RunConfig, grid: dict[str, list[float]]) -> RunConfig:
-    """The run with another grid of scenarios. Raises ``UserError`` when a value cannot be."""
-    return build_config(merge(run.model_dump(mode="json"), {"backtest": grid}))
+class CostsRaiseReturnsError(RuntimeError):
+    """Accounts of identical targets that end higher where they pay more."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All flags."""
+    parser = OneLineParser(prog="python -m pbt.backtest", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="directory of a complete run, e.g. runs/NAME, or hf://user/name"
+    )
+    parser.add_argument(
+        "--grid",
+        nargs="+",
+        default=[],
+        metavar="NAME=A,B",
+        help="costs=... in bps a side, lag=... in bars, leverage=... the ledger's gross limit, borrow=... a year; "
+        "every combination is a scenario (default: the run's own grid)",
+    )
+    parser.add_argument(
+        "--splits", default="test", metavar="A,B", help="some of train,validation,test (default: test, which is a look)"
+    )
+    parser.add_argument(
+        "--csv", action="store_true", help="write decisions-AAA_BBB.csv with the original log's columns"
+    )
+    parser.add_argument(
+        "--policy", default="ensemble", metavar="NAME", help="whose decisions --csv writes (default: ensemble)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write here instead of RUN/backtests/<date-time> (of a published run: backtests/<name>-<date-time>)",
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="other prices of the same tickers")
+    parser.add_argument("--address", metavar="ADDR", help="join this Ray cluster (auto: the local one)")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    parser = OneLineParser(prog="python -m pbt.backtest", description=__doc__, allow_abbrev=False)
-    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a complete run, e.g. runs/NAME")
-    parser.add_argument(
-        "--grid", nargs="+", default=[], metavar="NAME=A,B", help="costs=... in bps a side, lag=... in bars"
-    )
-    parser.add_argument("--address", metavar="ADDR", help="join this Ray cluster (auto: the local one)")
+    """Run the command: 0 done, 1 broken accounting, 2 and one line on a user's mistake."""
     try:
         check_origins()
-        args = parser.parse_args(arguments)
-        print(f"backtest {_backtest(args.run, parse_grid(args.grid), args.address)}")
+        print(f"backtest {_backtest(build_parser().parse_args(arguments))}")
     except UserError as error:
         print(f"pairpbt: {error}", file=sys.stderr)
-        return 2
+        return MISTAKE
+    except CostsRaiseReturnsError as error:
+        print(f"pairpbt: {error}", file=sys.stderr)
+        return BROKEN
     except KeyboardInterrupt:
         print("pairpbt: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+        return INTERRUPTED
+    return DONE
 
 
-def _backtest(path: Path, grid: dict[str, list[float]], address: str | None) -> Path:
-    import ray
+def _backtest(args: argparse.Namespace) -> Path:
+    from pbt.finished import FinishedRun
+    from pbt.hub import require_prices
+    from pbt.scenario_files import content_of, write_csv, write_json
+    from pbt.scenarios import check_spans, parse_grid, parse_splits, with_grid
 
-    from algos.policy import EnsemblePolicy, Policy
-    from analysis.frames import KEYS, daily_schema, write_frame
-    from analysis.summary import write_summary
-    from analysis.tables import print_final_table
-    from envs.market import load_markets
-    from pbt.pipeline import summary_of
-    from pbt.results import write_events
-    from pbt.run_dir import RunDir
-    from pbt.simulator import ENSEMBLE, backtest
-    from rayconf.session import start_ray
+    grid, splits = parse_grid(args.grid), parse_splits(args.splits)
 
-    directory = RunDir(path)
-    directory.require()
-    stored = build_config(load_file(directory.config))
-    directory.identity = stored.identity
-    run = with_grid(stored, grid)
-    known = [row for row in known_survivors(directory.summary_json) if row["pair"] in stored.data.pairs]
-    policies: dict[str, Any] = {}
-    for row in known:
-        policy = Policy.load(directory.survivor(row["pair"], row["rank"]))
-        policies.setdefault(row["pair"], {})[row["policy"]] = policy
-    policies = {pair: {ENSEMBLE: EnsemblePolicy(list(own.values())), **own} for pair, own in policies.items()}
-    markets = load_markets(run)
-
-    identity = time.strftime("%Y%m%d-%H%M%S")
-    target = directory.path / "backtests" / identity
-    with start_ray(run.resources, address):
-        directory.event(
-            "look", f"backtest {identity}: {len(run.backtest.cost_bps)} costs x {len(run.backtest.lags)} lags"
-        )
-        references = {pair: ray.put(markets[pair]) for pair in policies}
-        rows, _ = backtest(run, directory.identity, references, policies, splits=("test",))
-    daily = write_frame(rows, daily_schema(), KEYS["daily"], target / "frames" / "daily.parquet")
-    summary = write_summary(summary_of(run, markets, known, daily), target)
-    write_events(directory)
-    print_final_table(summary, daily)
+    finished = FinishedRun.open(args.run)
+    if args.data_dir is None:
+        require_prices(args.run, finished.run)
+    run = with_grid(finished.on_data(args.data_dir), grid)
+    policies = _policies(finished)
+    _check_policy(args, policies)
+    markets = finished.markets(args.data_dir)
+    for market in markets.values():
+        check_spans(market, run, splits)
+    with _whole(_target(args.run, args.out)) as (folder, target):
+        look = None
+        if "test" in splits:
+            look = _look(finished, f"backtest {target.name}: {_told(run)}{_of_prices(args.data_dir)}")
+        name = finished.on_data(args.data_dir).identity
+        found, base, summary = _simulate(run, name, finished, markets, policies, splits, args.address, folder)
+        _write_events(finished, look, folder)
+        content = content_of(run, name, args.run.name, args.data_dir, splits, found, base)
+        write_json(content, folder)
+        if args.csv:
+            write_csv(base, splits, args.policy, folder)
+    _print(content, summary, base, splits)
     return target
 
 
-def known_survivors(path: Path) -> list[dict[str, Any]]:
-    """Pair, policy name, rank, member and generation of every survivor of a complete run."""
-    try:
-        pairs = json.loads(path.read_text())["pairs"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path.parent}: the run is not complete; finish it with python -m pbt.launch --resume"
-        ) from error
-    return [
-        {
-            "pair": pair,
-            "policy": f"survivor-{survivor['rank']}",
-            "rank": survivor["rank"],
-            "member": survivor["member"],
-            "generation": survivor["generation"],
+def _policies(finished: "FinishedRun") -> "dict[str, Policies]":
+    """Ensemble and survivors of every pair by name."""
+    from algos.policy import EnsemblePolicy
+    from pbt.simulator import ENSEMBLE
+
+    found: dict[str, Policies] = {}
+    for pair in finished.pairs:
+        own = finished.policies(pair)
+        found[pair] = {ENSEMBLE: EnsemblePolicy(list(own.values())), **own}
+    return found
+
+
+def _check_policy(args: argparse.Namespace, policies: "Mapping[str, Policies]") -> None:
+    from analysis.labels import BASELINES
+
+    for pair, own in policies.items():
+        if args.policy not in {*own, *BASELINES}:
+            raise UserError(f"--policy: {pair} has no {args.policy!r}; choose one of {', '.join([*own, *BASELINES])}")
+
+
+def _simulate(
+    run: "RunConfig",
+    name: str,
+    finished: "FinishedRun",
+    markets: "Mapping[str, PairMarket]",
+    policies: "Mapping[str, Policies]",
+    splits: Sequence[str],
+    address: str | None,
+    folder: Path,
+) -> "tuple[dict[tuple[str, str], Probe], pa.Table, pa.Table]":
+    """Run everything on Ray and write the frames; what the probes found, the base scenario's rows, the summary.
+
+    Raises:
+        CostsRaiseReturnsError: Before anything is written, if an account rises with costs.
+    """
+    import pyarrow as pa
+    import ray
+
+    from analysis.frames import KEYS, daily_schema, write_frame_blocks
+    from analysis.summary import write_summary
+    from pbt.pipeline import summary_of
+    from pbt.scenarios import probing
+    from pbt.simulator import BASE, Simulator, scenarios
+    from rayconf.session import start_ray
+
+    base, summaries = [], []
+
+    def passing(simulator: Simulator) -> "Iterator[pa.Table]":
+        for (_, scenario, pair), table in simulator.blocks({split: scenarios(run) for split in splits}):
+            summaries.append(summary_of(run, {pair: markets[pair]}, finished.known, table))
+            if scenario == BASE:
+                base.append(table)
+            yield table
+
+    with start_ray(run.resources, address):
+        simulator = Simulator.start(run, name, {pair: ray.put(markets[pair]) for pair in policies}, policies)
+        asked = {
+            (pair, split): probing.remote(*simulator.of(pair, split), split) for pair in policies for split in splits
         }
-        for pair, entry in pairs.items()
-        for survivor in entry["survivors"]
-    ]
+        found = {key: ray.get(reference) for key, reference in asked.items()}
+        _refuse([rise for one in found.values() for rise in one.rises])
+        write_frame_blocks(passing(simulator), daily_schema(), KEYS["daily"], folder / "frames" / "daily.parquet")
+    summary = write_summary(pa.concat_tables(summaries), folder)
+    return found, pa.concat_tables(base), summary
+
+
+def _refuse(rises: Sequence[Any]) -> None:
+    """Raise where returns rise with costs."""
+    if rises:
+        lines = [f"  {rise}" for rise in rises[:SHOWN_RISES]]
+        more = [f"  and {len(rises) - SHOWN_RISES} more"] if len(rises) > SHOWN_RISES else []
+        raise CostsRaiseReturnsError(
+            "\n".join(["THE ACCOUNTING IS BROKEN: equity rises with costs; nothing was written", *lines, *more])
+        )
+
+
+def _target(run: Path, out: Path | None) -> Path:
+    """Where the results go; nothing is made yet. A published run's go below the current folder, not into the cache."""
+    from pbt.hub import is_hub
+
+    if out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"--out: {out} exists and is not empty; name a new folder")
+        return out.resolve()
+    published = is_hub(run)
+    folder = Path("backtests").resolve() if published else run / "backtests"
+    stem, number = time.strftime("%Y%m%d-%H%M%S"), 2
+    stem = f"{run.name}-{stem}" if published else stem
+    target = folder / stem
+    while target.exists():
+        target, number = folder / f"{stem}-{number}", number + 1
+    return target
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[tuple[Path, Path]]:
+    """A temporary folder beside the target that takes its name once all is written."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{target.parent}: cannot be written ({error.strerror}); name a folder with --out") from error
+    try:
+        yield temporary, target
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _told(run: "RunConfig") -> str:
+    from pbt.scenarios import GRID
+
+    counts = {name: len(getattr(run.backtest, field)) for name, field in GRID.items()}
+    return " x ".join(f"{count} {name}" for name, count in counts.items() if count)
+
+
+def _of_prices(data_dir: str | None) -> str:
+    return f", on prices of {data_dir}" if data_dir else ""
+
+
+def _look(finished: "FinishedRun", detail: str) -> dict[str, Any] | None:
+    """Journal a look at the test span; the event itself where the run keeps no journal that can be written."""
+    journal = finished.directory.events_journal
+    if journal.is_file() and os.access(journal, os.W_OK):
+        finished.directory.event("look", detail)
+        return None
+    return {
+        "wall_time": time.time(),
+        "seq": 0,
+        "run": finished.directory.identity,
+        "kind": "look",
+        "window": 0,
+        "detail": detail,
+    }
+
+
+def _write_events(finished: "FinishedRun", look: Mapping[str, Any] | None, folder: Path) -> None:
+    from analysis.frames import KEYS, events_schema, write_frame
+    from pbt.results import write_events
+
+    if look is not None:
+        write_frame([look], events_schema(), KEYS["events"], folder / "frames" / "events.parquet")
+    elif finished.directory.events_journal.is_file() and os.access(finished.directory.frames, os.W_OK):
+        write_events(finished.directory)
+
+
+def _print(content: Mapping[str, Any], summary: "pa.Table", base: "pa.Table", splits: Sequence[str]) -> None:
+    from analysis.scenario_tables import print_scenarios
+    from analysis.tables import print_final_table
+
+    if "test" in splits:
+        print_final_table(summary, base)
+    print_scenarios(content, summary)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from rayconf.run_config import RunConfig
 
 if TYPE_CHECKING:
     from envs.market import PairMarket
+    from pbt.base import Base
     from pbt.run_dir import RunDir
     from rayconf.session import Machine
 
@@ -33,6 +34,7 @@ ALIASES = {
     "wandb_entity": "tracking.wandb_entity",
     "wandb_group": "tracking.wandb_group",
     "wandb_tags": "tracking.wandb_tags",
+    "base_checkpoint": "stages.base",
 }
 MAY_DIFFER = (
     "resources.cpus",
@@ -41,6 +43,7 @@ MAY_DIFFER = (
     "tracking",
     "versions",
     "name",
+    "stages.base_digest",
 )
 
 
@@ -58,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     field.add_argument("--wandb-entity", metavar="NAME", help="tracking.wandb_entity (WANDB_ENTITY)")
     field.add_argument("--wandb-group", metavar="NAME", help="tracking.wandb_group (WANDB_RUN_GROUP; the run's name)")
     field.add_argument("--wandb-tags", metavar="A,B", help="tracking.wandb_tags (WANDB_TAGS)")
+    field.add_argument("--base-checkpoint", metavar="RUN", help="stages.base: survivors to start from; also hf://...")
     parser.add_argument("--preset", metavar="NAME", help="default, smoke, log-pairs or study (default: default)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML over the preset, e.g. another run's config")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", dest="assignments", help="any field")
@@ -99,13 +103,16 @@ def _launch(args: argparse.Namespace) -> int:
     machine = machine_resources(config.resources)
 
     from envs.market import load_markets
+    from pbt.base import find_base, kept_base
     from pbt.run_dir import RunDir
 
-    directory = RunDir(folder / (config.name or ""), config.identity)
     fresh = not args.resume and not args.extend
+    base = find_base(config) if fresh else kept_base(config, RunDir(folder / (config.name or "")))
+    config = base.recorded(config)
+    directory = RunDir(folder / (config.name or ""), config.identity)
     if fresh and directory.path.exists() and not args.dry_run:
         directory.create()  # raises: the name is taken
-    markets = load_markets(config)
+    markets = load_markets(config, base.scalers)
     working = _training(config, directory, args)
     planned = plan(working, machine.cpus, machine.gpus)
     if args.extend:
@@ -124,10 +131,10 @@ def _launch(args: argparse.Namespace) -> int:
 
     try:
         if args.address is None:
-            _open(args, config, working, directory, markets, machine)
+            _open(args, config, working, directory, markets, base, machine)
         with start_ray(config.resources, args.address) as found:
             if args.address is not None:  # a cluster that does not answer leaves no run behind
-                _open(args, config, working, directory, markets, found)
+                _open(args, config, working, directory, markets, base, found)
             execute(config, directory, markets, found, Console())
     except SystemExit:  # SIGTERM
         print(f"pairpbt: terminated; go on with --resume --name {directory.name}", file=sys.stderr)
@@ -155,6 +162,7 @@ def _open(
     working: RunConfig,
     directory: "RunDir",
     markets: "dict[str, PairMarket]",
+    base: "Base",
     machine: "Machine",
 ) -> None:
     """Make the run's directory, or bring that of a resumed run back to its last commit; say what will happen."""
@@ -165,6 +173,7 @@ def _open(
 
     if not args.resume and not args.extend:
         directory.create()
+        base.keep(directory)
     logging.basicConfig(
         filename=directory.log, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
@@ -177,6 +186,9 @@ def _open(
         begin_extension(config, directory, markets, working.data.pairs)
     else:
         begin(config, directory, markets)
+        for line in base.warnings(config):
+            directory.event("plan", line)
+            print(f"warning    {line}")
     keep_reserve(directory)
     notes = (note for pair in working.data.pairs for note in markets[pair].notes)
     for line in (*plan(working, machine.cpus, machine.gpus).lines(), *notes):

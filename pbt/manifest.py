@@ -34,7 +34,7 @@ class Member:
     hyperparameters: Values
     """In force in the next generation."""
     parent: str
-    """Member that trained that state; at the start of a transferred one PAIR:member:generation."""
+    """Member that trained that state; at the start from another run or pair PAIR:member:generation."""
     trained: int = 0
     """Generation that trained it; 0: none."""
     fitness_history: tuple[float, ...] = ()
@@ -109,7 +109,7 @@ class Population:
     previous: tuple[str, ...] = field(default=())
     """States that the commit before needs, kept until the next one: a damaged state sends the pair back to it."""
     bases: dict[str, str] = field(default_factory=dict)
-    """States that members came with from other pairs, kept so that replays can start there: digest to source."""
+    """States that members came with from other pairs or runs, kept for replays that start there: digest to source."""
     schema: int = SCHEMA
 
     def own_states(self) -> set[str]:

@@ -23,6 +23,7 @@ from analysis.timing import time_line, time_split
 from envs.market import PairMarket
 from pbt import fitness
 from pbt import population as populations_of
+from pbt.base import base_members
 from pbt.extension import join, joining, plan_lines, write_extension
 from pbt.manifest import Population
 from pbt.population import PairClock, PairPopulation
@@ -178,6 +179,9 @@ def load_population(run: RunConfig, directory: RunDir, market: PairMarket) -> Pa
     elif market.pair in run.data.transferred:
         new = joining(directory, run)
         committed = join(run, directory, market, [pair for pair in run.data.pairs if pair not in new])
+    elif run.starts_from_base(market.pair):
+        members = base_members(run, directory, market)
+        committed = populations_of.start(run, market.pair, directory, members, copied="weights")
     else:
         committed = populations_of.start(run, market.pair, directory)
     span = market.splits["validation"]

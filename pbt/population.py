@@ -30,10 +30,13 @@ class PairClock:
     sessions_per_year: float
 
 
-def start(run: RunConfig, pair: str, directory: RunDir, members: dict[str, Member] | None = None) -> Population:
+def start(
+    run: RunConfig, pair: str, directory: RunDir, members: dict[str, Member] | None = None, copied: str = "none"
+) -> Population:
     """A population before its first generation; committed, with its lineage rows.
 
     ``members`` come from elsewhere, with states that are kept for good; None: hyperparameters drawn, nothing trained.
+    ``copied`` is what the lineage says that they took from there.
     """
     if members is None:
         names = [member_name(index) for index in range(run.pbt.population)]
@@ -41,8 +44,8 @@ def start(run: RunConfig, pair: str, directory: RunDir, members: dict[str, Membe
     bases = {member.state: member.parent for member in members.values() if member.state is not None}
     population = Population(pair, 0, "running", members, bases=bases)
     rows = [
-        lineage_row(run, directory.identity, pair, 0, Decision(name, "start", name, member.hyperparameters), member)
-        for name, member in members.items()
+        lineage_row(run, directory.identity, pair, 0, decision, members[decision.member])
+        for decision in (Decision(n, "start", n, m.hyperparameters, copied=copied) for n, m in members.items())
     ]
     append_jsonl(directory.lineage_journal, rows)
     population.write(directory.manifest(pair))

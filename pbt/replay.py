@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _replay(args: argparse.Namespace) -> int:
     from analysis.frames import read_frame
-    from envs.market import load_markets
+    from pbt.base import markets_of
     from pbt.pipeline import other_versions
     from pbt.run_dir import RunDir
     from pbt.segments import base_state, difference, retrain, segments_of
@@ -71,7 +71,7 @@ def _replay(args: argparse.Namespace) -> int:
     lineage = read_frame(directory.frame("lineage"), pair=args.pair).to_pylist()
     segments, store = segments_of(run, lineage, args.pair, snapshot), StateStore(directory.states)
     base = base_state(segments, store)
-    market = load_markets(run)[args.pair]
+    market = markets_of(run, directory)[args.pair]
     for line in _warnings(run, other_versions(run)):
         print(f"warning    {line}", flush=True)
 
@@ -93,7 +93,7 @@ def _replay(args: argparse.Namespace) -> int:
 
 def _chosen(run: RunConfig, directory: "RunDir", args: argparse.Namespace) -> "Snapshot":
     """The snapshot behind the survivor asked for."""
-    from pbt.backtest import known_survivors
+    from pbt.finished import known_survivors
     from pbt.manifest import Population
 
     known = [row for row in known_survivors(directory.summary_json) if row["pair"] == args.pair in run.data.pairs]

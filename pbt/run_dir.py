@@ -38,6 +38,7 @@ class RunDir:
         self.tune = path / "tune"
         self.survivors = path / "survivors"
         self.replays = path / "replays"
+        self.base = path / "base"
         self.tensorboard = path / "tensorboard"
         self.report = path / "report.html"
         self.summary_csv = path / "summary.csv"
@@ -88,6 +89,10 @@ class RunDir:
     def survivor(self, pair: str, rank: int) -> Path:
         """Folder of one survivor."""
         return self.survivors / folder_name(pair) / str(rank)
+
+    def base_survivor(self, pair: str) -> Path:
+        """Folder of the checkpoint that the pair started from."""
+        return self.base / folder_name(pair)
 
     def frame(self, name: str) -> Path:
         """A result frame."""

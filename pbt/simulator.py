@@ -1,11 +1,15 @@
 """The Ray-parallel simulator: survivors, their ensemble and baselines over splits and scenarios.
 
 All policies and scenarios of a task run as rows of one batch through the ledger; every network runs once a bar.
-Tasks run side by side, one per pair and split; each pair's market and policies lie once in Ray's object store.
+Tasks run side by side, at least one per pair and split, and as many more as there are CPUs: a grid is dealt out by
+scenarios, and a row's bits depend on neither its task nor its neighbours. Each pair's market and policies lie once in
+Ray's object store.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,29 +31,106 @@ BASE = "base"
 ENSEMBLE = "ensemble"
 EQUAL_WEIGHT = "equal_weight"
 
+BASELINES = 9
+"""Baselines beside the policies, about."""
+CELLS = 2_500_000
+"""Rows of the daily frame that one task makes, about; some 200 bytes each."""
+
 Policies = Mapping[str, Policy | EnsemblePolicy]
 Targets = Mapping[str, np.ndarray]
+Daily = dict[tuple[str, str], pa.Table]
+"""Rows of the ``daily`` frame by (scenario, policy)."""
+Block = tuple[str, str, str]
+"""Split, scenario and pair."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Terms that differ from the run's own."""
+    """Terms of a backtest."""
 
     name: str
     cost_bps: float
     """Commission plus slippage per side."""
     lag: int
+    leverage: float | None = None
+    """Gross limit of the ledger; None: the run's own. Policies ask for what they were trained to ask for."""
+    borrow_rate: float | None = None
+    """Interest per year on borrowed cash; None: the run's own."""
 
 
 def scenarios(run: RunConfig) -> tuple[Scenario, ...]:
-    """The run's own terms, then the grid of costs and lags."""
-    grid = (Scenario(scenario_id(cost, lag), cost, lag) for cost in run.backtest.cost_bps for lag in run.backtest.lags)
-    return (base_scenario(run), *grid)
+    """The run's own terms, then the grid of costs, lags, gross limits and borrow rates."""
+    grid = run.backtest
+    own = run.costs
+    cells = product(
+        grid.cost_bps, grid.lags, grid.leverages or (own.leverage,), grid.borrow_rates or (own.borrow_rate,)
+    )
+    return (base_scenario(run), *(scenario(run, *cell) for cell in cells))
+
+
+def scenario(run: RunConfig, cost_bps: float, lag: int, leverage: float, borrow_rate: float) -> Scenario:
+    """A scenario with its name, which tells the terms that differ from the run's own beside cost and lag."""
+    others: dict[str, float] = {}
+    if leverage != run.costs.leverage:
+        others["lev"] = leverage
+    if borrow_rate != run.costs.borrow_rate:
+        others["borrow"] = borrow_rate
+    return Scenario(scenario_id(cost_bps, lag, **others), cost_bps, lag, others.get("lev"), others.get("borrow"))
 
 
 def base_scenario(run: RunConfig) -> Scenario:
     """The run's own costs and lag."""
     return Scenario(BASE, run.costs.real_bps, run.env.lag)
+
+
+def terms_of(run: RunConfig, rows: Sequence[Scenario]) -> Terms:
+    """Terms with a value per row where rows may differ."""
+
+    def column(values: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64)
+
+    terms = Terms.from_costs(run.costs, column([row.cost_bps for row in rows]))
+    if any(row.leverage is not None for row in rows):
+        limits = [run.costs.leverage if row.leverage is None else row.leverage for row in rows]
+        terms = replace(terms, leverage=column(limits))
+    if any(row.borrow_rate is not None for row in rows):
+        rates = [run.costs.borrow_rate if row.borrow_rate is None else row.borrow_rate for row in rows]
+        terms = replace(terms, borrow_rate=column(rates))
+    return terms
+
+
+def follow(
+    policies: Policies,
+    targets: Targets,
+    market: PairMarket,
+    run: RunConfig,
+    split: str,
+    rows: Sequence[Scenario],
+) -> Replay:
+    """One continuous account per row over a split.
+
+    Args:
+        policies: Who decides, by name.
+        targets: Target weights [T, 2] by decision bar that further rows follow, by name.
+        market: The pair.
+        run: The run, whose leverage limit scales what the policies see of their account, whatever the scenario's.
+        split: The split.
+        rows: Terms of every row: those of the first policy, of the second, and so on, as many for each.
+    """
+    per_policy = len(rows) // (len(policies) + len(targets))
+    tables = [torch.from_numpy(np.asarray(table)) for table in targets.values()]
+    lag = torch.tensor([row.lag for row in rows])
+    return replay(
+        market,
+        market.splits[split],
+        decide_on(list(policies.values()), torch.tensor(market.features), per_policy) if policies else None,
+        terms_of(run, rows),
+        int(lag[0]) if bool((lag == lag[0]).all()) else lag,
+        batch=len(rows),
+        leverage=run.costs.leverage,
+        drawdown=uses_drawdown(run),
+        recorded=[table for table in tables for _ in range(per_policy)],
+    )
 
 
 @dataclass(frozen=True)
@@ -67,24 +148,10 @@ class Batch:
 
     def run(self, market: PairMarket, run: RunConfig, split: str) -> Replay:
         """One continuous account per row over the split."""
-        per_policy = len(self.scenarios)
-        policies, features = list(self.policies.values()), torch.tensor(market.features)
-        tables = [torch.from_numpy(np.asarray(table)) for table in self.targets.values()]
-        lag = torch.tensor([s.lag for s in self.scenarios] * len(self.names))
-        costs = torch.tensor([s.cost_bps for s in self.scenarios] * len(self.names), dtype=torch.float64)
-        return replay(
-            market,
-            market.splits[split],
-            decide_on(policies, features, per_policy) if policies else None,
-            Terms.from_costs(run.costs, costs),
-            int(lag[0]) if bool((lag == lag[0]).all()) else lag,
-            batch=len(self.names) * per_policy,
-            leverage=run.costs.leverage,
-            drawdown=uses_drawdown(run),
-            recorded=[table for table in tables for _ in self.scenarios],
-        )
+        rows = [scenario for _ in self.names for scenario in self.scenarios]
+        return follow(self.policies, self.targets, market, run, split, rows)
 
-    def daily(self, market: PairMarket, run: RunConfig, split: str, name: str) -> dict[tuple[str, str], pa.Table]:
+    def daily(self, market: PairMarket, run: RunConfig, split: str, name: str) -> Daily:
         """Rows of the ``daily`` frame by (scenario, policy); ``name`` is the run's identity."""
         record = self.run(market, run, split)
         gross = record.gross
@@ -136,6 +203,18 @@ def prepare(market: PairMarket, run: RunConfig, policies: Policies) -> Prepared:
     return Prepared(fit_z_score(market, run), (float(mean[0]), float(mean[1])))
 
 
+def followed(market: PairMarket, run: RunConfig, prepared: Prepared | None, split: str) -> dict[str, np.ndarray]:
+    """Target weights [T, 2] of the baselines of a split by name.
+
+    Train, where every fitted policy has seen all, has equal weight alone and needs nothing ``prepared``.
+    """
+    if split == "train":
+        return {EQUAL_WEIGHT: constant(market, 0.5, 0.5)}
+    if prepared is None:
+        raise ValueError(f"the baselines of {split} need what prepare() returns")
+    return baseline_targets(market, run, prepared.zscore, prepared.static)
+
+
 def simulate(
     market: PairMarket,
     run: RunConfig,
@@ -143,21 +222,11 @@ def simulate(
     prepared: Prepared | None,
     split: str,
     name: str,
-) -> dict[tuple[str, str], pa.Table]:
-    """Daily rows of one pair and split, by (scenario, policy).
-
-    Test holds all scenarios, train and validation the run's own. Train, where every fitted policy has seen all,
-    holds the learned policies beside equal weight and needs nothing ``prepared``.
-    """
+    chosen: Sequence[Scenario],
+) -> Daily:
+    """Daily rows of one pair and split under the chosen scenarios, by (scenario, policy)."""
     torch.set_num_threads(1)
-    chosen = scenarios(run) if split == "test" else (base_scenario(run),)
-    if split == "train":
-        targets = {EQUAL_WEIGHT: constant(market, 0.5, 0.5)}
-    elif prepared is None:
-        raise ValueError(f"the baselines of {split} need what prepare() returns")
-    else:
-        targets = baseline_targets(market, run, prepared.zscore, prepared.static)
-    return Batch(policies, targets, chosen).daily(market, run, split, name)
+    return Batch(policies, followed(market, run, prepared, split), chosen).daily(market, run, split, name)
 
 
 def backtest(
@@ -167,7 +236,7 @@ def backtest(
     policies: Mapping[str, Policies],
     splits: Sequence[str] = ("test", "train", "validation"),
 ) -> tuple[pa.Table, dict[str, Prepared]]:
-    """Run every pair over the splits as Ray tasks.
+    """Run every pair over the splits as Ray tasks: test under all scenarios, train and validation under the run's own.
 
     Args:
         run: The run.
@@ -179,20 +248,75 @@ def backtest(
     Returns:
         The rows of the ``daily`` frame in the order of its key, and what the baselines were fitted to.
     """
-    config = ray.put(run)
-    chosen = {pair: ray.put(dict(of_pair)) for pair, of_pair in policies.items()}
-    preparing = {pair: _prepare.remote(markets[pair], config, chosen[pair]) for pair in policies}
-    running = {}
-    for split in sorted(splits, key=lambda split: split != "train"):  # train is the longest and waits for nothing
-        for pair in policies:
-            prepared = None if split == "train" else preparing[pair]
-            running[split, pair] = _simulate.remote(markets[pair], config, chosen[pair], prepared, split, name)
-    blocks = {}
-    for (split, pair), reference in running.items():
-        for (scenario, policy), table in ray.get(reference).items():
-            blocks[0, split, scenario, pair, policy] = table
-    daily = pa.concat_tables([blocks[key] for key in sorted(blocks)]) if blocks else daily_schema().empty_table()
-    return daily, {pair: ray.get(reference) for pair, reference in preparing.items()}
+    cluster = Simulator.start(run, name, markets, policies)
+    own = (base_scenario(run),)
+    blocks = [
+        table for _, table in cluster.blocks({split: scenarios(run) if split == "test" else own for split in splits})
+    ]
+    daily = pa.concat_tables(blocks) if blocks else daily_schema().empty_table()
+    return daily, {pair: ray.get(reference) for pair, reference in cluster.prepared.items()}
+
+
+@dataclass(frozen=True)
+class Simulator:
+    """A run's markets and policies in Ray's object store, for tasks of all kinds."""
+
+    name: str
+    config: ray.ObjectRef
+    markets: Mapping[str, ray.ObjectRef]
+    policies: Mapping[str, ray.ObjectRef]
+    prepared: Mapping[str, ray.ObjectRef]
+    rows: Mapping[str, int]
+    """Policies and baselines of a pair, about."""
+
+    @classmethod
+    def start(
+        cls, run: RunConfig, name: str, markets: Mapping[str, ray.ObjectRef], policies: Mapping[str, Policies]
+    ) -> "Simulator":
+        """Put what the tasks share, once, and begin to fit the baselines."""
+        config = ray.put(run)
+        chosen = {pair: ray.put(dict(of_pair)) for pair, of_pair in policies.items()}
+        preparing = {pair: _prepare.remote(markets[pair], config, chosen[pair]) for pair in policies}
+        rows = {pair: len(own) + BASELINES for pair, own in policies.items()}
+        return cls(name, config, markets, chosen, preparing, rows)
+
+    def blocks(self, wanted: Mapping[str, Sequence[Scenario]]) -> Iterator[tuple[Block, pa.Table]]:
+        """Rows of the ``daily`` frame in the order of its key, a table per (split, scenario, pair).
+
+        Args:
+            wanted: Scenarios by split.
+        """
+        shares = {split: self._dealt(split, chosen, len(wanted)) for split, chosen in wanted.items()}
+        running: dict[tuple[str, int, str], ray.ObjectRef] = {}
+        for split in sorted(wanted, key=lambda split: split != "train"):  # the longest, and waits for nothing
+            for number, share in enumerate(shares[split]):
+                for pair in self.policies:
+                    running[split, number, pair] = _simulate.remote(*self.of(pair, split), split, self.name, share)
+        for split in sorted(wanted):
+            for number, share in enumerate(shares[split]):
+                done = {pair: ray.get(running.pop((split, number, pair))) for pair in sorted(self.policies)}
+                for scenario in share:
+                    for pair, tables in done.items():
+                        own = sorted(policy for name, policy in tables if name == scenario.name)
+                        yield (
+                            (split, scenario.name, pair),
+                            pa.concat_tables([tables[scenario.name, policy] for policy in own]),
+                        )
+
+    def of(self, pair: str, split: str) -> tuple[Any, ...]:
+        """What every task of a pair and split begins with: market, config, policies, what baselines were fitted to."""
+        prepared = None if split == "train" else self.prepared[pair]
+        return self.markets[pair], self.config, self.policies[pair], prepared
+
+    def _dealt(self, split: str, chosen: Sequence[Scenario], splits: int) -> list[list[Scenario]]:
+        """The scenarios in order of name, dealt into as many runs of neighbours as keep all CPUs busy."""
+        ordered = sorted(chosen, key=lambda one: one.name)
+        cpus = int(ray.cluster_resources().get("CPU", 1))
+        bars = {pair: ray.get(self.markets[pair]).splits[split].rows for pair in self.policies}
+        cells = max((bars[pair] * self.rows[pair] * len(ordered) for pair in bars), default=0)
+        parts = max(-(-cpus // max(1, splits * len(bars))), -(-cells // CELLS))
+        size = -(-len(ordered) // min(parts, len(ordered))) if ordered else 1
+        return [ordered[first : first + size] for first in range(0, len(ordered), size)]
 
 
 _prepare = ray.remote(num_cpus=1)(prepare)

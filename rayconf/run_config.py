@@ -23,6 +23,7 @@ from rayconf.sections import (
     ResourcesConfig,
     Section,
     SplitConfig,
+    StagesConfig,
     SyntheticConfig,
 )
 from rayconf.tracking import TrackingConfig
@@ -72,6 +73,7 @@ class RunConfig(Section):
     backtest: BacktestConfig = BacktestConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
+    stages: StagesConfig = StagesConfig()
     versions: dict[str, str] = Field(default_factory=dict)
     """Versions of the packages that made the run; written, never read."""
 
@@ -172,11 +174,17 @@ class RunConfig(Section):
         """What the run computes, as ``seed7-0123456789ab``: seed and digest of the config.
 
         Name, resources, trackers and versions do not count, so runs of one identity have equal results and equal
-        frames wherever they are kept.
+        frames wherever they are kept. Of a base checkpoint the content counts, not where it lay.
         """
-        content = self.model_dump(mode="json", exclude={"name", "resources", "tracking", "versions"})
+        content = self.model_dump(mode="json", exclude={"name", "resources", "tracking", "versions", "stages"})
+        if self.stages.base_digest is not None:
+            content["base"] = self.stages.base_digest
         text = json.dumps(content, sort_keys=True)
         return f"seed{self.seed}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
+
+    def starts_from_base(self, pair: str) -> bool:
+        """Whether the pair started from the run's base checkpoint, whose scale of features it keeps."""
+        return self.stages.base_digest is not None and pair not in self.data.transferred
 
     def with_values(self, values: dict[str, float]) -> "RunConfig":
         """A copy with the named hyperparameters of ``search`` set to the given values, whole numbers as such."""

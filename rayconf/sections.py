@@ -379,10 +379,22 @@ class BacktestConfig(Section):
     """Total trading costs per side in basis points."""
     lags: tuple[Annotated[int, Field(ge=1, le=20)], ...] = (1, 2)
     """Execution lags in bars."""
+    leverages: tuple[Positive, ...] = ()
+    """Gross limits of the ledger; empty: the run's own alone. The policies stay as they were trained."""
+    borrow_rates: tuple[NonNegative, ...] = ()
+    """Interest per year on borrowed cash; empty: the run's own alone."""
     vol_target: Positive = 0.15
     """Volatility per year that the volatility-targeted baseline aims at."""
     vol_half_life: Positive = 20.0
     """Half-life in days of its exponentially weighted volatility."""
+
+    @field_validator("cost_bps", "lags", "leverages", "borrow_rates")
+    @classmethod
+    def _once(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        """Two scenarios of the same terms would be one row of the frames twice."""
+        if len(set(values)) != len(values):
+            raise ValueError("give each value once")
+        return values
 
 
 class ResourcesConfig(Section):
@@ -396,3 +408,14 @@ class ResourcesConfig(Section):
     """Size of Ray's object store in MiB."""
     torch_threads: Count = 1
     """Torch threads per member."""
+
+
+class StagesConfig(Section):
+    """What training starts from."""
+
+    base: str | None = None
+    """A survivor whose weights every member starts from, with a critic and optimizer of its own: a run's directory or
+    ``hf://user/name`` (per pair its survivor of rank 1), or one survivor's folder (for all pairs); null: from nothing.
+    Features keep the scale of that survivor."""
+    base_digest: str | None = None
+    """Digest of what ``base`` was; written, not set."""

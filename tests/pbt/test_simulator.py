@@ -22,7 +22,7 @@ from envs.market import PairMarket
 from envs.pair_trading import PairTradingEnv
 from envs.replay import ByRow, Replay, replay
 from pbt import simulator as backtest_module
-from pbt.simulator import Policies, Prepared, Scenario, backtest, prepare, scenarios, simulate
+from pbt.simulator import Daily, Policies, Prepared, Scenario, backtest, base_scenario, prepare, scenarios, simulate
 from rayconf import RunConfig
 
 PAIR = "SYNA/SYNB"
@@ -35,8 +35,6 @@ LEDGER_COLUMNS = (
     "target_weight_a", "target_weight_b", "weight_a", "weight_b", "turnover", "trading_cost", "financing",
     "net_return", "equity",
 )  # fmt: skip
-
-Daily = dict[tuple[str, str], pa.Table]
 
 
 def survivors(run: RunConfig, market: PairMarket, seed: int = 0) -> Policies:
@@ -73,7 +71,9 @@ class Case:
 def make_case(run: RunConfig, market: PairMarket) -> Case:
     policies = survivors(run, market)
     prepared = prepare(market, run, policies)
-    return Case(run, market, policies, prepared, simulate(market, run, policies, prepared, "test", "made"))
+    return Case(
+        run, market, policies, prepared, simulate(market, run, policies, prepared, "test", "made", scenarios(run))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +246,9 @@ def test_equity_never_rises_with_costs(case: Case) -> None:
 
 
 def test_static_gross_holds_the_ensembles_mean_weights_on_validation(case: Case) -> None:
-    rows = simulate(case.market, case.run, case.policies, case.prepared, "validation", "made")
+    rows = simulate(
+        case.market, case.run, case.policies, case.prepared, "validation", "made", [base_scenario(case.run)]
+    )
     assert {name for _, name in rows} == {*LEARNED, *BASELINES}
     assert {scenario for scenario, _ in rows} == {"base"}
     for leg in "ab":
@@ -259,13 +261,14 @@ def test_static_gross_holds_the_ensembles_mean_weights_on_validation(case: Case)
 
 
 def test_train_holds_learned_policies_and_equal_weight_alone(case: Case) -> None:
-    rows = simulate(case.market, case.run, case.policies, None, "train", "made")
+    own = [base_scenario(case.run)]
+    rows = simulate(case.market, case.run, case.policies, None, "train", "made", own)
     assert set(rows) == {("base", name) for name in (*LEARNED, "equal_weight")}
     assert {table.num_rows for table in rows.values()} == {case.market.splits["train"].rows}
     equal = rows["base", "equal_weight"]
     assert set(equal["target_weight_a"].to_numpy()) == set(equal["target_weight_b"].to_numpy()) == {0.5}
     with pytest.raises(ValueError, match="prepare"):
-        simulate(case.market, case.run, case.policies, None, "test", "made")
+        simulate(case.market, case.run, case.policies, None, "test", "made", own)
 
 
 def test_base_is_the_scenario_of_the_same_terms(tiny_run: RunConfig, tiny_markets: Mapping[str, PairMarket]) -> None:
@@ -286,14 +289,22 @@ def test_base_is_the_scenario_of_the_same_terms(tiny_run: RunConfig, tiny_market
 def meeting(folder: Path, guests: int) -> Any:
     """The task of the backtest, which goes on only once ``guests`` tasks have started: alone it would wait in vain."""
 
-    def attend(market: PairMarket, run: RunConfig, policies: Policies, prepared: Any, split: str, name: str) -> Daily:
+    def attend(
+        market: PairMarket,
+        run: RunConfig,
+        policies: Policies,
+        prepared: Any,
+        split: str,
+        name: str,
+        chosen: list[Scenario],
+    ) -> Daily:
         (folder / f"{market.pair.replace('/', '_')}-{split}").touch()
         deadline = time.monotonic() + 60
         while len(list(folder.iterdir())) < guests:
             if time.monotonic() > deadline:
                 raise TimeoutError("no other task runs beside this one")
             time.sleep(0.01)
-        return simulate(market, run, policies, prepared, split, name)
+        return simulate(market, run, policies, prepared, split, name, chosen)
 
     return ray.remote(num_cpus=1)(attend)
 
@@ -329,7 +340,8 @@ def test_tasks_run_side_by_side_on_markets_put_once_and_equal_one_process(
     for pair, market in tiny_markets.items():
         assert prepared[pair] == prepare(market, tiny_run, policies[pair])
         for split in ("test", "train", "validation"):
-            rows = simulate(market, tiny_run, policies[pair], prepared[pair], split, "made")
+            chosen = scenarios(tiny_run) if split == "test" else [base_scenario(tiny_run)]
+            rows = simulate(market, tiny_run, policies[pair], prepared[pair], split, "made", chosen)
             blocks.update({(split, scenario, pair, policy): table for (scenario, policy), table in rows.items()})
     assert daily.equals(pa.concat_tables([blocks[key] for key in sorted(blocks)]))
 
