@@ -38,7 +38,8 @@ def synthetic_pair(pair: str, config: SyntheticConfig) -> tuple[Bars, Bars]:
 
     Every pair is a market of its own: a ticker that occurs in two pairs has a different path in each. The first
     bars do not depend on ``config.bars``, so a longer market extends a shorter one. In the forms plain and walk the
-    expected simple return of each leg is zero over a bar: the logs drift by ``-factor_sd^2 / 2 - var(change of s) / 8``.
+    expected simple return of each leg is zero over a bar: the logs drift by
+    ``-factor_sd^2 / 2 - var(change of s) / 8``.
 
     Raises:
         UserError: ``pair`` is not two tickers joined by ``/``.

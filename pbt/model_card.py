@@ -111,8 +111,8 @@ class Card:
         yield [
             f"## Evidence on {escaped(pair)}",
             "",
-            f"The headline ({escaped(str(found.get('policy', 'ensemble')).replace('-', ' '))}) on the test span under the "
-            "run's own terms. 95 % intervals in brackets; p is corrected for the run's pairs and for looks at the test "
+            f"The headline ({escaped(str(found.get('policy', 'ensemble')).replace('-', ' '))}) on the test span under "
+            "the run's own terms. 95 % intervals in brackets; p is corrected for the run's pairs and for looks at the test "
             "span, intervals are not.",
             "",
             *_table(["statistic", "value"], rows),

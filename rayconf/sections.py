@@ -49,8 +49,8 @@ class SyntheticConfig(Section):
     """The embedded market: two legs, a common factor and a mean-reverting spread."""
 
     form: Literal["plain", "full", "walk"] = "full"
-    """``plain``: one regime, Gaussian, optimum known; ``full``: regimes, fat tails, moving mean of the spread; ``walk``:
-    as plain, but the spread is a random walk with changes of the same size: nothing can be predicted."""
+    """``plain``: one regime, Gaussian, optimum known; ``full``: regimes, fat tails, moving mean of the spread;
+    ``walk``: as plain, but the spread is a random walk with changes of the same size: nothing can be predicted."""
     bars: Count = 65_252
     """Number of daily bars generated per pair."""
     half_life: Positive = 20.0
