@@ -60,6 +60,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="write here instead of RUN/backtests/<date-time> (of a published run: backtests/<name>-<date-time>)",
     )
     parser.add_argument("--data-dir", metavar="DIR", help="other prices of the same tickers")
+    parser.add_argument(
+        "--all-daily",
+        action="store_true",
+        help="keep the daily rows of every policy in every scenario; without it the grid's are of the ensemble and "
+        "equal weight alone, and all others are summed up",
+    )
     parser.add_argument("--address", metavar="ADDR", help="join this Ray cluster (auto: the local one)")
     return parser
 
@@ -103,7 +109,7 @@ def _backtest(args: argparse.Namespace) -> Path:
         if "test" in splits:
             look = _look(finished, f"backtest {target.name}: {_told(run)}{_of_prices(args.data_dir)}")
         name = finished.on_data(args.data_dir).identity
-        found, base, summary = _simulate(run, name, finished, markets, policies, splits, args.address, folder)
+        found, base, summary = _simulate(run, name, finished, markets, policies, splits, args, folder)
         _write_events(finished, look, folder)
         content = content_of(run, name, args.run.name, args.data_dir, splits, found, base)
         write_json(content, folder)
@@ -140,7 +146,7 @@ def _simulate(
     markets: "Mapping[str, PairMarket]",
     policies: "Mapping[str, Policies]",
     splits: Sequence[str],
-    address: str | None,
+    args: argparse.Namespace,
     folder: Path,
 ) -> "tuple[dict[tuple[str, str], Probe], pa.Table, pa.Table]":
     """Run everything on Ray and write the frames; what the probes found, the base scenario's rows, the summary.
@@ -153,21 +159,23 @@ def _simulate(
 
     from analysis.frames import KEYS, daily_schema, write_frame_blocks
     from analysis.summary import write_summary
-    from pbt.pipeline import summary_of
     from pbt.scenarios import probing
-    from pbt.simulator import BASE, Simulator, scenarios
+    from pbt.simulator import ENSEMBLE, EQUAL_WEIGHT, Simulator
+    from pbt.terms import BASE, scenarios
     from rayconf.session import start_ray
 
-    base, summaries = [], []
+    base: list[pa.Table] = []
+    summaries: list[pa.Table] = []
+    kept = None if args.all_daily else (ENSEMBLE, EQUAL_WEIGHT)
 
     def passing(simulator: Simulator) -> "Iterator[pa.Table]":
-        for (_, scenario, pair), table in simulator.blocks({split: scenarios(run) for split in splits}):
-            summaries.append(summary_of(run, {pair: markets[pair]}, finished.known, table))
+        wanted = {split: scenarios(run) for split in splits}
+        for scenario, table in simulator.blocks(wanted, finished.known, kept, summaries):
             if scenario == BASE:
                 base.append(table)
             yield table
 
-    with start_ray(run.resources, address):
+    with start_ray(run.resources, args.address):
         simulator = Simulator.start(run, name, {pair: ray.put(markets[pair]) for pair in policies}, policies)
         asked = {
             (pair, split): probing.remote(*simulator.of(pair, split), split) for pair in policies for split in splits

@@ -21,7 +21,8 @@ from envs.ledger import Terms
 from envs.market import SPLITS, Borders, PairMarket, Span, build_market
 from envs.replay import Replay, replay
 from envs.scaler import Scaler
-from pbt.simulator import base_scenario, follow
+from pbt.simulator import follow
+from pbt.terms import base_scenario
 from rayconf.keys import derive_key
 from rayconf.run_config import RunConfig
 
@@ -143,7 +144,9 @@ def audit(subject: Subject, bars: int, recorded: Sequence[Recorded] = (), seed: 
         before = subject.a.dates <= full.dates[t], subject.b.dates <= full.dates[t]
         a, b = (leg.select(known) for leg, known in zip((subject.a, subject.b), before, strict=True))
         cut = subject.market(a, b, subject.scaler)
-        _compare(subject, "truncated", full, padded(cut, subject.run.env.lag + 1), split, t, decided[split], found)
+        _compare(
+            subject, "truncated", full, padded(cut, full, subject.run.env.lag + 1), split, t, decided[split], found
+        )
         a, b = (changed(leg, ~known, rng) for leg, known in zip((subject.a, subject.b), before, strict=True))
         trained = t >= full.splits["train"].stop - 1
         cut = subject.market(a, b, None if trained else subject.scaler)
@@ -183,16 +186,20 @@ def changed(bars: Bars, rows: np.ndarray, rng: np.random.Generator) -> Bars:
     return replace(bars, **columns)
 
 
-def padded(market: PairMarket, bars: int) -> PairMarket:
-    """The market with bars behind its last one, where orders of the last decisions fill; nobody decides there."""
+def padded(market: PairMarket, full: PairMarket, bars: int) -> PairMarket:
+    """The market with bars behind its last one, where orders of the last decisions fill; nobody decides there.
+
+    They have the dates of the full market, and nothing else of it: an account is charged at a fill for the time to the
+    next one, so that it knows the calendar, as traders do.
+    """
+    count = len(market.dates)
 
     def held(values: np.ndarray) -> np.ndarray:
         return np.concatenate((values, np.repeat(values[-1:], bars, axis=0)))
 
-    later = market.dates[-1] + np.arange(1, bars + 1) * np.timedelta64(1, "D")
     return replace(
         market,
-        dates=np.concatenate((market.dates, later)),
+        dates=np.concatenate((market.dates, full.dates[count : count + bars])),
         fill=held(market.fill),
         close=held(market.close),
         features=np.concatenate((market.features, np.zeros((bars, market.features.shape[1]), np.float32))),
@@ -340,7 +347,7 @@ def _control(
     for leg in (subject.a, subject.b):
         known = leg.select(leg.dates <= end)
         legs.append(changed(known, known.dates >= start, rng))
-    cut = padded(subject.market(legs[0], legs[1], subject.scaler), subject.run.env.lag + 1)
+    cut = padded(subject.market(legs[0], legs[1], subject.scaler), full, subject.run.env.lag + 1)
     again = _decide(subject, cut, split, Span(full.splits[split].start, t + subject.run.env.lag + 2))
     wrong = np.asarray(_differ(again.target, decided.target[: len(again.target)]).any(axis=(0, 2)))
     found.controls += 1

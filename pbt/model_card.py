@@ -108,12 +108,12 @@ class Card:
             p = f", p {_level(x['p'])}" if x.get("p") is not None else ""
             rows.append((f"Sharpe ratio less {policy_label(other, pair)}", f"{plain(x['value'])} {_ends(x, plain)}{p}"))
         rows += [(label, form(found[key])) for key, label, form in _SINGLE if found.get(key) is not None]
+        headline = str(found.get("policy", "ensemble")).replace("-", " ")
         yield [
             f"## Evidence on {escaped(pair)}",
             "",
-            f"The headline ({escaped(str(found.get('policy', 'ensemble')).replace('-', ' '))}) on the test span under "
-            "the run's own terms. 95 % intervals in brackets; p is corrected for the run's pairs and for looks at the test "
-            "span, intervals are not.",
+            f"The headline ({escaped(headline)}) on the test span under the run's own terms. 95 % intervals in "
+            "brackets; p is corrected for the run's pairs and for looks at the test span, intervals are not.",
             "",
             *_table(["statistic", "value"], rows),
         ]

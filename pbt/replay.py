@@ -198,7 +198,8 @@ def _daily(
     import pyarrow as pa
     import torch
 
-    from pbt.simulator import BASE, Batch, base_scenario
+    from pbt.simulator import Batch
+    from pbt.terms import BASE, base_scenario
 
     torch.set_num_threads(1)
     batch = Batch({name: policy}, {}, [base_scenario(run)])

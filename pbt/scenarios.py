@@ -12,7 +12,8 @@ from analysis.metrics import cagr, session_returns, sharpe
 from envs.features import lookback
 from envs.market import MIN_TEST_BARS, SPLITS, PairMarket
 from envs.replay import Replay
-from pbt.simulator import Batch, Policies, Prepared, Scenario, Targets, base_scenario, follow, followed, scenario
+from pbt.simulator import Batch, Policies, Prepared, Targets, follow, followed
+from pbt.terms import Scenario, base_scenario, scenario
 from rayconf.errors import UserError
 from rayconf.loading import build_config, merge
 from rayconf.run_config import RunConfig

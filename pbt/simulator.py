@@ -7,8 +7,7 @@ Ray's object store.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,15 +18,14 @@ import torch
 from algos.policy import EnsemblePolicy, Policy
 from algos.stack import decide_on
 from analysis.frames import daily_schema, frame_block
-from analysis.summary import scenario_id
+from analysis.summary import build_summary
 from envs.batched import uses_drawdown
-from envs.ledger import Terms
 from envs.market import PairMarket
 from envs.replay import Replay, replay
 from pbt.baselines import ZScoreRule, baseline_targets, constant, fit_z_score
+from pbt.terms import BASE, Scenario, base_scenario, scenarios, terms_of
 from rayconf.run_config import RunConfig
 
-BASE = "base"
 ENSEMBLE = "ensemble"
 EQUAL_WEIGHT = "equal_weight"
 
@@ -40,63 +38,6 @@ Policies = Mapping[str, Policy | EnsemblePolicy]
 Targets = Mapping[str, np.ndarray]
 Daily = dict[tuple[str, str], pa.Table]
 """Rows of the ``daily`` frame by (scenario, policy)."""
-Block = tuple[str, str, str]
-"""Split, scenario and pair."""
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """Terms of a backtest."""
-
-    name: str
-    cost_bps: float
-    """Commission plus slippage per side."""
-    lag: int
-    leverage: float | None = None
-    """Gross limit of the ledger; None: the run's own. Policies ask for what they were trained to ask for."""
-    borrow_rate: float | None = None
-    """Interest per year on borrowed cash; None: the run's own."""
-
-
-def scenarios(run: RunConfig) -> tuple[Scenario, ...]:
-    """The run's own terms, then the grid of costs, lags, gross limits and borrow rates."""
-    grid = run.backtest
-    own = run.costs
-    cells = product(
-        grid.cost_bps, grid.lags, grid.leverages or (own.leverage,), grid.borrow_rates or (own.borrow_rate,)
-    )
-    return (base_scenario(run), *(scenario(run, *cell) for cell in cells))
-
-
-def scenario(run: RunConfig, cost_bps: float, lag: int, leverage: float, borrow_rate: float) -> Scenario:
-    """A scenario with its name, which tells the terms that differ from the run's own beside cost and lag."""
-    others: dict[str, float] = {}
-    if leverage != run.costs.leverage:
-        others["lev"] = leverage
-    if borrow_rate != run.costs.borrow_rate:
-        others["borrow"] = borrow_rate
-    return Scenario(scenario_id(cost_bps, lag, **others), cost_bps, lag, others.get("lev"), others.get("borrow"))
-
-
-def base_scenario(run: RunConfig) -> Scenario:
-    """The run's own costs and lag."""
-    return Scenario(BASE, run.costs.real_bps, run.env.lag)
-
-
-def terms_of(run: RunConfig, rows: Sequence[Scenario]) -> Terms:
-    """Terms with a value per row where rows may differ."""
-
-    def column(values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64)
-
-    terms = Terms.from_costs(run.costs, column([row.cost_bps for row in rows]))
-    if any(row.leverage is not None for row in rows):
-        limits = [run.costs.leverage if row.leverage is None else row.leverage for row in rows]
-        terms = replace(terms, leverage=column(limits))
-    if any(row.borrow_rate is not None for row in rows):
-        rates = [run.costs.borrow_rate if row.borrow_rate is None else row.borrow_rate for row in rows]
-        terms = replace(terms, borrow_rate=column(rates))
-    return terms
 
 
 def follow(
@@ -229,6 +170,47 @@ def simulate(
     return Batch(policies, followed(market, run, prepared, split), chosen).daily(market, run, split, name)
 
 
+def deal(
+    market: PairMarket,
+    run: RunConfig,
+    policies: Policies,
+    prepared: Prepared | None,
+    split: str,
+    name: str,
+    chosen: Sequence[Scenario],
+    known: Sequence[Mapping[str, Any]] | None,
+    kept: Sequence[str] | None,
+) -> tuple[Daily, pa.Table | None]:
+    """What one task does: daily rows by (scenario, policy), and their summary.
+
+    Args:
+        market: The pair.
+        run: The run.
+        policies: Survivors and ensemble.
+        prepared: What the baselines were fitted to.
+        split: The split.
+        name: The run's identity.
+        chosen: The task's share of the scenarios.
+        known: Survivors as ``build_summary`` takes them; None: no summary is made.
+        kept: Policies whose rows come back from scenarios other than the run's own terms; None: all.
+    """
+    daily = simulate(market, run, policies, prepared, split, name, chosen)
+    summary = None
+    if known is not None:
+        summary = build_summary(
+            pa.concat_tables([daily[key] for key in sorted(daily)]),
+            known,
+            base_cost_bps=run.costs.real_bps,
+            base_lag=run.env.lag,
+            annual_sessions=market.sessions_per_year,
+            seed=run.seed,
+            block=run.pbt.block,
+        )
+    if kept is not None:
+        daily = {key: table for key, table in daily.items() if key[0] == BASE or key[1] in kept}
+    return daily, summary
+
+
 def backtest(
     run: RunConfig,
     name: str,
@@ -250,9 +232,8 @@ def backtest(
     """
     cluster = Simulator.start(run, name, markets, policies)
     own = (base_scenario(run),)
-    blocks = [
-        table for _, table in cluster.blocks({split: scenarios(run) if split == "test" else own for split in splits})
-    ]
+    wanted = {split: scenarios(run) if split == "test" else own for split in splits}
+    blocks = [table for _, table in cluster.blocks(wanted)]
     daily = pa.concat_tables(blocks) if blocks else daily_schema().empty_table()
     return daily, {pair: ray.get(reference) for pair, reference in cluster.prepared.items()}
 
@@ -280,28 +261,37 @@ class Simulator:
         rows = {pair: len(own) + BASELINES for pair, own in policies.items()}
         return cls(name, config, markets, chosen, preparing, rows)
 
-    def blocks(self, wanted: Mapping[str, Sequence[Scenario]]) -> Iterator[tuple[Block, pa.Table]]:
-        """Rows of the ``daily`` frame in the order of its key, a table per (split, scenario, pair).
+    def blocks(
+        self,
+        wanted: Mapping[str, Sequence[Scenario]],
+        known: Sequence[Mapping[str, Any]] | None = None,
+        kept: Sequence[str] | None = None,
+        summaries: list[pa.Table] | None = None,
+    ) -> Iterator[tuple[str, pa.Table]]:
+        """Rows of the ``daily`` frame in the order of its key: a scenario and its table per (split, scenario, pair).
 
         Args:
             wanted: Scenarios by split.
+            known: Survivors as ``build_summary`` takes them; None: nothing is summarised.
+            kept: Policies whose rows are wanted from scenarios other than the run's own terms; None: all.
+            summaries: Where the ``summary`` rows of all policies and scenarios are put.
         """
         shares = {split: self._dealt(split, chosen, len(wanted)) for split, chosen in wanted.items()}
         running: dict[tuple[str, int, str], ray.ObjectRef] = {}
         for split in sorted(wanted, key=lambda split: split != "train"):  # the longest, and waits for nothing
             for number, share in enumerate(shares[split]):
                 for pair in self.policies:
-                    running[split, number, pair] = _simulate.remote(*self.of(pair, split), split, self.name, share)
+                    task = _deal.remote(*self.of(pair, split), split, self.name, share, known, kept)
+                    running[split, number, pair] = task
         for split in sorted(wanted):
             for number, share in enumerate(shares[split]):
                 done = {pair: ray.get(running.pop((split, number, pair))) for pair in sorted(self.policies)}
+                if summaries is not None:
+                    summaries += [summary for _, summary in done.values()]
                 for scenario in share:
-                    for pair, tables in done.items():
+                    for tables, _ in done.values():
                         own = sorted(policy for name, policy in tables if name == scenario.name)
-                        yield (
-                            (split, scenario.name, pair),
-                            pa.concat_tables([tables[scenario.name, policy] for policy in own]),
-                        )
+                        yield scenario.name, pa.concat_tables([tables[scenario.name, policy] for policy in own])
 
     def of(self, pair: str, split: str) -> tuple[Any, ...]:
         """What every task of a pair and split begins with: market, config, policies, what baselines were fitted to."""
@@ -320,4 +310,4 @@ class Simulator:
 
 
 _prepare = ray.remote(num_cpus=1)(prepare)
-_simulate = ray.remote(num_cpus=1)(simulate)
+_deal = ray.remote(num_cpus=1)(deal)

@@ -22,7 +22,8 @@ from envs.market import PairMarket
 from envs.pair_trading import PairTradingEnv
 from envs.replay import ByRow, Replay, replay
 from pbt import simulator as backtest_module
-from pbt.simulator import Daily, Policies, Prepared, Scenario, backtest, base_scenario, prepare, scenarios, simulate
+from pbt.simulator import Daily, Policies, Prepared, backtest, deal, prepare, simulate
+from pbt.terms import Scenario, base_scenario, scenarios
 from rayconf import RunConfig
 
 PAIR = "SYNA/SYNB"
@@ -289,22 +290,15 @@ def test_base_is_the_scenario_of_the_same_terms(tiny_run: RunConfig, tiny_market
 def meeting(folder: Path, guests: int) -> Any:
     """The task of the backtest, which goes on only once ``guests`` tasks have started: alone it would wait in vain."""
 
-    def attend(
-        market: PairMarket,
-        run: RunConfig,
-        policies: Policies,
-        prepared: Any,
-        split: str,
-        name: str,
-        chosen: list[Scenario],
-    ) -> Daily:
-        (folder / f"{market.pair.replace('/', '_')}-{split}").touch()
+    def attend(market: PairMarket, *rest: Any) -> Any:
+        _, _, _, split, _, chosen, *_ = rest
+        (folder / f"{market.pair.replace('/', '_')}-{split}-{chosen[0].name}").touch()
         deadline = time.monotonic() + 60
         while len(list(folder.iterdir())) < guests:
             if time.monotonic() > deadline:
                 raise TimeoutError("no other task runs beside this one")
             time.sleep(0.01)
-        return simulate(market, run, policies, prepared, split, name, chosen)
+        return deal(market, *rest)
 
     return ray.remote(num_cpus=1)(attend)
 
@@ -325,13 +319,13 @@ def test_tasks_run_side_by_side_on_markets_put_once_and_equal_one_process(
     monkeypatch.setattr(PairMarket, "__reduce_ex__", counted)
     references = {pair: ray.put(market) for pair, market in tiny_markets.items()}
     policies = {pair: survivors(tiny_run, market, seed) for seed, (pair, market) in enumerate(tiny_markets.items())}
-    monkeypatch.setattr(backtest_module, "_simulate", meeting(tmp_path, 2))
+    monkeypatch.setattr(backtest_module, "_deal", meeting(tmp_path, 2))
     daily, prepared = backtest(tiny_run, "made", references, policies)
     assert sorted(pickled) == sorted(tiny_markets)  # once each, by the puts above
     assert len(list(tmp_path.iterdir())) == 3 * len(tiny_markets)
 
     # two CPUs a task on a machine of two: one task after the other
-    monkeypatch.setattr(backtest_module, "_simulate", ray.remote(num_cpus=2)(simulate))
+    monkeypatch.setattr(backtest_module, "_deal", ray.remote(num_cpus=2)(deal))
     serial, again = backtest(tiny_run, "made", references, policies)
     assert serial.equals(daily)
     assert again == prepared
