@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,11 @@ KEY = ["split", "scenario", "pair", "policy", "date"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _alone() -> Iterator[None]:
+def _alone() -> None:
     """The command brings its own Ray; the session's has done its work."""
     import ray
 
     ray.shutdown()
-    yield
 
 
 @pytest.fixture
@@ -203,4 +201,4 @@ def test_a_scaler_of_other_features_is_refused(run: Path, capsys: pytest.Capture
     for path in (run / "survivors" / "SYNC_SYND").glob("*/scaler.json"):
         path.write_text(path.read_text().replace('"spread_z_60"', '"spread_z_61"'))
     assert main([str(run)]) == 2
-    assert "SYNC/SYND: feature 24 is spread_z_60 here and spread_z_61 in the policy's scaler" in capsys.readouterr().err
+    assert "SYNC/SYND: feature 27 is spread_z_60 here and spread_z_61 in the policy's scaler" in capsys.readouterr().err
