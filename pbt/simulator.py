@@ -203,8 +203,6 @@ def deal(
             base_cost_bps=run.costs.real_bps,
             base_lag=run.env.lag,
             annual_sessions=market.sessions_per_year,
-            seed=run.seed,
-            block=run.pbt.block,
         )
     if kept is not None:
         daily = {key: table for key, table in daily.items() if key[0] == BASE or key[1] in kept}
