@@ -98,9 +98,9 @@ def rolling_sharpe(returns: Array, sessions_per_year: float, window: int = ROLLI
 
 
 def _equity(account: Account) -> tuple[Array, Array]:
-    """Equity and drawdown [D + 1], the start included; a total loss stands at a thousandth for the logarithm."""
+    """Equity and drawdown [D + 1], the start included; equity has no point after a total loss."""
     equity = np.concatenate([[1.0], np.cumprod(1 + account.returns)])
-    return np.maximum(equity, 1e-3), equity / np.maximum.accumulate(equity) - 1
+    return np.where(equity > 1e-12, equity, np.nan), equity / np.maximum.accumulate(equity) - 1
 
 
 def _with_start(days: Days) -> Days:
@@ -146,7 +146,7 @@ def _lines(
         days, values = _joined(parts)
         trace = scatter(escaped(label(policy)), escaped(policy), payload.days(days), values, yaxis=axis)
         style = {"line": line_style(policy), "visible": shown_at_first(policy), "hovertemplate": hover[axis]}
-        result.append(trace | style)
+        result.append(trace | style | {"legendrank": 1000 - len(result)})
     return result
 
 
@@ -232,7 +232,8 @@ def rolling_figure(
     )
     for trace in traces:
         trace["visible"] = not trace["legendgroup"].startswith("survivor-") or "ensemble" not in policies
-    return Figure(f"Rolling Sharpe ratio of {pair}, {ROLLING} sessions", traces, layout, 320, views, fit=True)
+    label = f"Rolling Sharpe ratio of {pair}, {ROLLING} sessions"
+    return Figure(label, traces, layout, 320, views, view=max(0, len(views) - 1), fit=True)
 
 
 def weights_figure(pair: str, held: pa.Table, payload: Payload, points: Mapping[str, int]) -> Figure:
@@ -248,7 +249,7 @@ def weights_figure(pair: str, held: pa.Table, payload: Payload, points: Mapping[
     starts = session_starts(dates)
     ends = np.append(starts[1:], len(dates)) - 1
     days = dates.astype("datetime64[D]")[starts]
-    first, last = buckets(len(days), points["test"])
+    first, last = buckets(len(days), 2 * points["test"])
     sizes = last - first + 1
     at = payload.days(days[last])
     thinned = int(sizes.max()) > 1
@@ -269,6 +270,8 @@ def weights_figure(pair: str, held: pa.Table, payload: Payload, points: Mapping[
             traces.append(scatter(leg, column, at, high, fill="tonexty", fillcolor=f"{color}band", **edge))
         line = {"color": color, "width": 1.6, "dash": dash}
         traces.append(scatter(leg, column, at, mean(weights), line=line, hovertemplate="%{y:.2f}"))
+    for trace in traces:
+        trace["legendrank"] = 1 if trace["legendgroup"] == "weight_a" else 2
     gross = mean(held.column("gross").to_numpy()[ends])
     line = {"color": "$soft", "width": 1.2, "dash": "dot"}
     traces.append(scatter("gross", "gross", at, gross, line=line, hovertemplate="%{y:.2f}"))
@@ -285,4 +288,14 @@ def weights_figure(pair: str, held: pa.Table, payload: Payload, points: Mapping[
             "rangemode": "tozero",
         },
     }
-    return Figure(f"Weights and turnover of {pair} on test", traces, layout, 420, fit=True)
+    years = float((days[-1] - days[0]) / np.timedelta64(365, "D"))
+    views = [{"label": "all", "layout": {"xaxis.range": _range(days, days)}}]
+    for recent in (5, 1):
+        if years > 1.5 * recent:
+            since = days[days > days[-1] - np.timedelta64(365 * recent, "D")]
+            label = f"last {recent} years" if recent > 1 else "last year"
+            views.append({"label": label, "layout": {"xaxis.range": _range(since, since)}})
+    # Daily weights over decades are a thicket; what is seen first can be read.
+    first_view = 1 if years > 12 else 0
+    label = f"Weights and turnover of {pair} on test"
+    return Figure(label, traces, layout, 420, views if len(views) > 1 else [], view=first_view, fit=True)

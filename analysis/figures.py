@@ -31,18 +31,19 @@ def monthly_returns(account: Account) -> tuple[list[int], Array, Array]:
     return years, grid, np.nanprod(1 + grid, axis=1) - 1
 
 
-def _heat(z: Sequence[Sequence[float | None]], limit: float, form: str, size: float) -> dict[str, Any]:
-    """What all heat maps share: a scale blank at 0, blue above and vermilion below, figures in the cells."""
+def _heat(z: Sequence[Sequence[float | None]], words: Sequence[Sequence[str]], size: float) -> dict[str, Any]:
+    """What all heat maps share: a scale blank at 0, blue to 1, vermilion to -1, and ``words`` in the cells."""
     return {
         "type": "heatmap",
         "z": z,
-        "zmin": -limit,
-        "zmax": limit,
+        "zmin": -1,
+        "zmax": 1,
         "colorscale": "$diverging",
         "showscale": False,
         "xgap": 2,
         "ygap": 2 if size > 8 else 1,
-        "texttemplate": f"%{{z:{form}}}" if size else "",
+        "text": words,
+        "texttemplate": "%{text}" if size else "",
         "textfont": {"size": size or 8, "color": "$ink"},
         "hoverongaps": False,
     }
@@ -53,12 +54,14 @@ def months_figure(pair: str, policy: str, account: Account) -> Figure:
     years, grid, whole = monthly_returns(account)
     tall = max(9, min(26, 900 // len(years)))
     size = 11.0 if tall >= 22 else 9.0 if tall >= 16 else 0.0
+    # A year's return may be three times a month's before its colour is full.
     limit = float(np.nanquantile(np.abs(grid), 0.97)) or 0.01
-    rows = [str(year) for year in years]
-    month = _heat([rounded(100 * row, 3) for row in grid], 100 * limit, ".1f", size)
-    month |= {"x": list(_MONTHS), "y": rows, "hovertemplate": "%{x} %{y}: %{z:.2f} %<extra></extra>"}
-    year = _heat([rounded([100 * value], 3) for value in whole], 100 * limit * 3, ".1f", size)
-    year |= {"x": ["year"], "y": rows, "hovertemplate": "%{y}: %{z:.2f} %<extra></extra>"}
+    shades = np.concatenate([grid / limit, whole[:, None] / (3 * limit)], axis=1)
+    returns = np.concatenate([grid, whole[:, None]], axis=1)
+    words = [["" if np.isnan(value) else f"{100 * value:.1f}" for value in row] for row in returns]
+    heat = _heat([rounded(row, 3) for row in shades], words, size)
+    heat |= {"x": [*_MONTHS, "year"], "y": [str(year) for year in years], "name": "percent"}
+    heat["hovertemplate"] = "%{x} %{y}: %{text} %<extra></extra>"
     layout = {
         "xaxis": {"side": "top", "showgrid": False, "fixedrange": True, "type": "category"},
         "yaxis": {"autorange": "reversed", "type": "category", "showgrid": False, "nticks": 30, "fixedrange": True},
@@ -66,7 +69,7 @@ def months_figure(pair: str, policy: str, account: Account) -> Figure:
         "hovermode": "closest",
     }
     label = f"Monthly returns of {policy_label(policy, pair)} of {pair} on test, percent"
-    return Figure(label, [month, year], layout, 40 + tall * len(years), min_width=600)
+    return Figure(label, [heat], layout, 40 + tall * len(years), min_width=600)
 
 
 def terms_of(scenario: str) -> str:
@@ -99,29 +102,28 @@ def costs_figure(pair: str, policy: str, rows: Sequence[Mapping[str, Any]]) -> F
     for index, (terms, cells) in enumerate(facets.items()):
         costs, lags = sorted({cost for cost, _ in cells}), sorted({lag for _, lag in cells})
         tallest = max(tallest, len(lags))
-        z = [rounded([cells.get((cost, lag), np.nan) or 0.0 for cost in costs], 3) for lag in lags]
-        trace = _heat(z, limit, "+.2f", 13)
+        ratios = [[cells.get((cost, lag)) for cost in costs] for lag in lags]
+        words = [["" if value is None else f"{value:+.2f}" for value in row] for row in ratios]
+        if own is not None and not terms and own["cost_bps"] in costs and own["lag"] in lags:
+            words[lags.index(own["lag"])][costs.index(own["cost_bps"])] += "<br>own terms"
+        shades = [rounded([np.nan if value is None else value / limit for value in row], 3) for row in ratios]
+        trace = _heat(shades, words, 13)
         trace |= {"x": [f"{cost:g}" for cost in costs], "y": [str(lag) for lag in lags], "visible": index == 0}
-        trace |= {"hovertemplate": "%{x} bps a side, lag %{y}: Sharpe %{z:.2f}<extra></extra>"}
+        trace |= {"hovertemplate": "%{x} bps a side, lag %{y}: Sharpe %{text}<extra></extra>"}
         trace["name"] = escaped(terms or "the run's own")
         traces.append(trace)
         views.append({"label": terms or "the run's own further terms", "shown": [index]})
     layout: dict[str, Any] = {
         "xaxis": {"title": {"text": "costs, bps a side"}, "type": "category", "showgrid": False, "fixedrange": True},
-        "yaxis": {"title": {"text": "lag, bars"}, "type": "category", "showgrid": False, "fixedrange": True},
+        "yaxis": {
+            "title": {"text": "lag, bars"},
+            "type": "category",
+            "autorange": "reversed",
+            "showgrid": False,
+            "fixedrange": True,
+        },
         "hovermode": "closest",
     }
-    if own is not None:
-        layout["annotations"] = [
-            {
-                "x": f"{own['cost_bps']:g}",
-                "y": str(own["lag"]),
-                "text": "own terms",
-                "showarrow": False,
-                "yshift": -16,
-                "font": {"size": 10, "color": "$ink"},
-            }
-        ]
     label = f"Sharpe ratio of {policy_label(policy, pair)} of {pair} on test by costs and lag"
     return Figure(label, traces, layout, 110 + 62 * tallest, views if len(views) > 1 else [])
 

@@ -20,15 +20,17 @@ def cell(content: str, kind: str = "") -> str:
     return f'<td class="{kind}">{text(content)}</td>' if kind else f"<td>{text(content)}</td>"
 
 
-def row_header(content: str) -> str:
-    """The cell that names a row; ``content`` is escaped."""
-    return f'<th scope="row">{text(content)}</th>'
-
-
-def header(name: str, tooltip: str = "", kind: str = "") -> str:
-    """A column heading with its meaning as a tooltip."""
+def row_header(content: str, tooltip: str = "") -> str:
+    """The cell that names a row, with its meaning as a tooltip; both are escaped."""
     title = f' title="{text(tooltip)}"' if tooltip else ""
-    return f'<th scope="col"{title}' + (f' class="{kind}"' if kind else "") + f">{text(name)}</th>"
+    return f'<th scope="row"{title}>{text(content)}</th>'
+
+
+def header(name: str, tooltip: str = "", kind: str = "", link: str = "") -> str:
+    """A column heading with its meaning as a tooltip, or a link to a place of the page; all are escaped."""
+    title = f' title="{text(tooltip)}"' if tooltip else ""
+    content = f'<a href="{text(link)}">{text(name)}</a>' if link else text(name)
+    return f'<th scope="col"{title}' + (f' class="{kind}"' if kind else "") + f">{content}</th>"
 
 
 def table(label: str, headers: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
@@ -39,9 +41,7 @@ def table(label: str, headers: Sequence[str], rows: Iterable[tuple[str, Sequence
         headers: Heading cells as HTML.
         rows: Per row its class and its cells as HTML.
     """
-    body = "".join(
-        (f'<tr class="{kind}">' if kind else "<tr>") + "".join(cells) + "</tr>" for kind, cells in rows
-    )
+    body = "".join((f'<tr class="{kind}">' if kind else "<tr>") + "".join(cells) + "</tr>" for kind, cells in rows)
     return (
         f'<div class="scroll" role="region" aria-label="{text(label)}" tabindex="0"><table>'
         f"<thead><tr>{''.join(headers)}</tr></thead><tbody>{body}</tbody></table></div>"

@@ -7,6 +7,7 @@ import base64
 import gzip
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -30,7 +31,9 @@ class Figure:
         layout: Layout beside what all charts have in common.
         height: Height in CSS pixels.
         views: Buttons above the chart: per view ``label`` and the layout (``layout``) or traces shown (``shown``).
+        view: The view shown first.
         fit: Vertical axes follow what is visible in the horizontal range.
+        legend: Lines can be shown and hidden.
         min_width: Narrower than this the chart scrolls in its own box, CSS pixels.
     """
 
@@ -39,7 +42,9 @@ class Figure:
     layout: dict[str, Any]
     height: int = 320
     views: list[dict[str, Any]] = field(default_factory=list)
+    view: int = 0
     fit: bool = False
+    legend: bool = True
     min_width: int = 0
 
 
@@ -99,6 +104,14 @@ def buckets(size: int, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     """First and last index of at most ``most`` consecutive buckets of equal size; single points where they fit."""
     edges = np.linspace(0, size, min(size, most) + 1).astype(np.int64)
     return edges[:-1], edges[1:] - 1
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round values (1, 2 or 5 times a power of ten) for a logarithmic axis from ``low`` to ``high``, both positive."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1.0, 2.0, 5.0) if high / low < 300 else (1.0,)
+    ticks = [float(f"{factor * 10.0**decade:.3g}") for decade in decades for factor in factors]
+    return [tick for tick in ticks if low / 1.2 <= tick <= high * 1.2]
 
 
 def bins(values: Array, count: int = 48) -> tuple[Sequence[float | None], list[float | None], float]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from analysis.curves import escaped
-from analysis.payload import Figure, rounded, scatter
+from analysis.payload import Figure, log_ticks, rounded, scatter
 
 Rows = Sequence[Mapping[str, Any]]
 Node = tuple[str, int]
@@ -164,7 +164,7 @@ def lineage_figure(pair: str, lineage: Rows, survivors: Mapping[Node, int]) -> F
         "yaxis": {
             "tickvals": list(range(len(members))),
             "ticktext": [escaped(member) for member in members],
-            "range": [len(members) - 0.4, -0.7],
+            "range": [len(members) - 0.4, -0.9],
             "title": {"text": "member"},
             "showgrid": False,
             "zeroline": False,
@@ -213,11 +213,14 @@ def trajectories(
             x = [generation for _, generation in line]
             traces.append(scatter(f"to survivor {rank}", f"survivor-{rank}", x, y, **style))
         scale = (search.get(name) or {}).get("scale", "linear")
-        layout = {
-            "xaxis": {"title": {"text": "generation"}, "dtick": 1 if last <= 10 else None},
-            "yaxis": {"type": "log" if scale == "log" else "linear", "exponentformat": "power"},
-        }
-        found.append((name, Figure(f"{name} of {pair} over generations", traces, layout, 250)))
+        axis: dict[str, Any] = {"type": "linear"}
+        values = [value for trace in traces for value in trace["y"] if value is not None]
+        if scale == "log" and values and min(values) > 0:
+            ticks = log_ticks(min(values), max(values))
+            axis = {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+        layout = {"xaxis": {"title": {"text": "generation"}, "dtick": 1 if last <= 10 else None}, "yaxis": axis}
+        label = f"{name} of {pair} over generations{', log scale' if axis['type'] == 'log' else ''}"
+        found.append((name, Figure(label, traces, layout, 230, legend=False)))
     return found
 
 

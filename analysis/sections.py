@@ -7,7 +7,7 @@ from typing import Any
 
 from analysis.columns import FRAMES, KEYS, describe
 from analysis.curves import Accounts
-from analysis.labels import NOTHING, in_order, interval, order, percent, plain, policy_label, shown
+from analysis.labels import NOTHING, in_order, order, percent, plain, policy_label, shown
 from analysis.metrics import METRICS
 from analysis.page import cell, header, row_header, table, text
 
@@ -149,7 +149,11 @@ def looks(events: Sequence[Mapping[str, Any]]) -> str:
             body.append(
                 ("", [row_header(when), cell(event["pair"] or "all"), cell(event["detail"] or "", "text wide")])
             )
-        lines.append(table("Reads of the test span", [header("when", kind="text"), header("pair"), header("by", kind="text")], body))
+        lines.append(
+            table(
+                "Reads of the test span", [header("when", kind="text"), header("pair"), header("by", kind="text")], body
+            )
+        )
     trouble: dict[str, int] = {}
     for event in events:
         if event["kind"] not in ("start", "plan", "first_step", "look", "done"):

@@ -131,7 +131,7 @@
       press(figure, -1);
       again(figure);
     });
-    canvas.on("plotly_doubleclick", () => { if (spec.fit) choose(figure, 0); });
+    canvas.on("plotly_doubleclick", () => { if (spec.fit) choose(figure, spec.view); });
   }
   function again(figure) {
     const state = states.get(figure);
@@ -142,11 +142,12 @@
   function press(figure, view) {
     all(".views button", figure).forEach((button, at) => button.setAttribute("aria-pressed", String(at === view)));
   }
+  const initial = (spec, view) => (spec.views[view] && spec.views[view].layout && spec.views[view].layout["xaxis.range"]) || null;
   function choose(figure, view) {
     const state = states.get(figure);
-    const chosen = content.figures[figure.dataset.figure].views[view];
+    const spec = content.figures[figure.dataset.figure];
     state.view = view;
-    state.range = (chosen && chosen.layout && chosen.layout["xaxis.range"]) || null;
+    state.range = initial(spec, view);
     press(figure, view);
     again(figure);
   }
@@ -181,10 +182,10 @@
       groups.set(trace.legendgroup, trace.visible !== false);
       entries.set(trace.legendgroup, trace);
     }
-    states.set(figure, { groups, view: 0, range: null, trace: -1, point: 0 });
+    states.set(figure, { groups, view: spec.view, range: initial(spec, spec.view), trace: -1, point: 0 });
     const legend = figure.querySelector(".legend");
-    const order = spec.fit ? [...entries].reverse() : [...entries];
-    if (order.length > 1) {
+    const order = [...entries].sort(([, one], [, two]) => (one.legendrank || 1000) - (two.legendrank || 1000));
+    if (spec.legend && order.length > 1) {
       for (const [group, trace] of order) {
         const entry = button("", () => {
           groups.set(group, !groups.get(group));
@@ -198,7 +199,7 @@
     }
     const views = figure.querySelector(".views");
     spec.views.forEach((view, at) => views.append(button(view.label, () => choose(figure, at))));
-    press(figure, 0);
+    press(figure, spec.view);
     canvas.addEventListener("keydown", (event) => step(figure, spec, canvas, event));
     canvas.addEventListener("blur", () => Plotly.Fx.unhover(canvas));
   }
