@@ -229,15 +229,49 @@ SUMMARY = (
     _real(
         "sharpe_ci_low",
         "per year",
-        "Lower end of the Sharpe ratio's 95 % block-bootstrap interval; null under 20 days.",
+        "Lower end of the Sharpe ratio's 95 % interval (stationary bootstrap, automatic block); null under 20 days.",
     ),
     _real("sharpe_ci_high", "per year", "Upper end of that interval."),
     _real(
         "deflated_sharpe",
         "probability",
-        "Probability that the true Sharpe ratio is positive after correcting for the "
-        "number of trials; null until the statistics of selection fill it.",
+        "Probability that the true Sharpe ratio is positive although the best of many trials was taken; of survivors "
+        "and ensemble on validation under base terms, the span that selection saw; null elsewhere.",
     ),
+)
+
+EVIDENCE = (
+    RUN,
+    WINDOW,
+    PAIR,
+    POLICY,
+    _text(
+        "statistic",
+        "What the row tells: sharpe, cagr, max_drawdown, probabilistic_sharpe, sharpe_difference, superior_ability, "
+        "stepwise_superior, minimum_track_record, detectable_difference (all on test, base terms); deflated_sharpe, "
+        "trials, effective_trials, overfitting (on validation); looks; verdict.",
+        "sharpe",
+        "cagr",
+        "max_drawdown",
+        "probabilistic_sharpe",
+        "sharpe_difference",
+        "superior_ability",
+        "stepwise_superior",
+        "minimum_track_record",
+        "detectable_difference",
+        "deflated_sharpe",
+        "trials",
+        "effective_trials",
+        "overfitting",
+        "looks",
+        "verdict",
+    ),
+    _text("other", "The policy it is held against; empty where there is none."),
+    _real("value", "see statistic", "The figure; of a difference, policy less other, per year."),
+    _real("low", "see statistic", "Lower end of its 95 % interval."),
+    _real("high", "see statistic", "Upper end."),
+    _real("p", "probability", "p-value, adjusted over pairs and for looks where pairs are compared with baselines."),
+    _text("detail", "Of the verdict, its sentence; otherwise the claim or null."),
 )
 
 EVENTS = (
@@ -274,6 +308,7 @@ FRAMES: dict[str, tuple[Column, ...]] = {
     "validation": VALIDATION,
     "daily": DAILY,
     "summary": SUMMARY,
+    "evidence": EVIDENCE,
     "events": EVENTS,
 }
 
@@ -284,6 +319,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "validation": ("window", "pair", "member", "generation", "date"),
     "daily": ("window", "split", "scenario", "pair", "policy", "date"),
     "summary": ("window", "split", "scenario", "pair", "policy"),
+    "evidence": ("window", "pair", "policy", "statistic", "other"),
     "events": ("wall_time", "seq"),
 }
 

@@ -140,11 +140,11 @@ def _lines(
             for axis, values, reduce in columns:
                 kept = reduce((values, first, last))
                 traces.setdefault((policy, axis), []).append((days[last], rounded(kept)))
-    result = []
+    result: list[dict[str, Any]] = []
     # The headline comes last, so that it lies on top.
     for (policy, axis), parts in sorted(traces.items(), key=lambda item: order(item[0][0]), reverse=True):
-        days, values = _joined(parts)
-        trace = scatter(escaped(label(policy)), escaped(policy), payload.days(days), values, yaxis=axis)
+        at, line = _joined(parts)
+        trace = scatter(escaped(label(policy)), escaped(policy), payload.days(at), line, yaxis=axis)
         style = {"line": line_style(policy), "visible": shown_at_first(policy), "hovertemplate": hover[axis]}
         result.append(trace | style | {"legendrank": 1000 - len(result)})
     return result

@@ -58,7 +58,7 @@ def months_figure(pair: str, policy: str, account: Account) -> Figure:
     limit = float(np.nanquantile(np.abs(grid), 0.97)) or 0.01
     shades = np.concatenate([grid / limit, whole[:, None] / (3 * limit)], axis=1)
     returns = np.concatenate([grid, whole[:, None]], axis=1)
-    words = [["" if np.isnan(value) else f"{100 * value:.1f}" for value in row] for row in returns]
+    words = [["" if np.isnan(value) else f"{100 * value:z.1f}" for value in row] for row in returns]
     heat = _heat([rounded(row, 3) for row in shades], words, size)
     heat |= {"x": [*_MONTHS, "year"], "y": [str(year) for year in years], "name": "percent"}
     heat["hovertemplate"] = "%{x} %{y}: %{text} %<extra></extra>"
@@ -103,7 +103,7 @@ def costs_figure(pair: str, policy: str, rows: Sequence[Mapping[str, Any]]) -> F
         costs, lags = sorted({cost for cost, _ in cells}), sorted({lag for _, lag in cells})
         tallest = max(tallest, len(lags))
         ratios = [[cells.get((cost, lag)) for cost in costs] for lag in lags]
-        words = [["" if value is None else f"{value:+.2f}" for value in row] for row in ratios]
+        words = [["" if value is None else f"{value:+z.2f}" for value in row] for row in ratios]
         if own is not None and not terms and own["cost_bps"] in costs and own["lag"] in lags:
             words[lags.index(own["lag"])][costs.index(own["cost_bps"])] += "<br>own terms"
         shades = [rounded([np.nan if value is None else value / limit for value in row], 3) for row in ratios]

@@ -26,11 +26,13 @@ __all__ = [
     "daily_schema",
     "diversity_schema",
     "events_schema",
+    "evidence_schema",
     "frame_block",
     "frame_path",
     "group_slices",
     "keep_last",
     "lineage_schema",
+    "part_of",
     "progress_schema",
     "read_frame",
     "read_jsonl",
@@ -64,7 +66,8 @@ def schema_of(frame: str, names: Sequence[str] = ()) -> pa.Schema:
     """The schema of a frame by name.
 
     Args:
-        frame: ``progress``, ``lineage``, ``diversity``, ``validation``, ``daily``, ``summary`` or ``events``.
+        frame: ``progress``, ``lineage``, ``diversity``, ``validation``, ``daily``, ``summary``, ``evidence`` or
+            ``events``.
         names: The run's search names; they become ``hp_<name>`` (also ``old_hp_<name>`` in lineage; ``spread_<name>``
             in diversity).
 
@@ -110,9 +113,22 @@ def summary_schema() -> pa.Schema:
     return schema_of("summary")
 
 
+def evidence_schema() -> pa.Schema:
+    """Schema of ``evidence``: a row per pair, policy and statistic of selection."""
+    return schema_of("evidence")
+
+
 def events_schema() -> pa.Schema:
     """Schema of ``events``: starts, resumes, losses, retries, and every look at the test span."""
     return schema_of("events")
+
+
+def part_of(table: pa.Table, **values: Any) -> pa.Table:
+    """The rows of a frame whose named columns hold the given values, e.g. ``split="test", scenario="base"``."""
+    mask = np.ones(table.num_rows, bool)
+    for name, value in values.items():
+        mask &= pc.equal(table.column(name), pa.scalar(value, table.schema.field(name).type)).to_numpy()
+    return table.filter(pa.array(mask))
 
 
 def frame_path(run: Path, frame: str) -> Path:

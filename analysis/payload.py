@@ -121,6 +121,6 @@ def bins(values: Array, count: int = 48) -> tuple[Sequence[float | None], list[f
     return rounded(centres, 5), rounded(shares / max(1, values.size), 4), float(edges[1] - edges[0])
 
 
-def scatter(name: str, group: str, x: Any, y: Any, *, mode: str = "lines", **rest: Any) -> dict[str, Any]:
-    """A plotly line or markers; traces of one ``group`` share an entry of the legend."""
-    return {"type": "scatter", "mode": mode, "name": name, "legendgroup": group, "x": x, "y": y, **rest}
+def scatter(name: str, group: str, x: Any, y: Any, **rest: Any) -> dict[str, Any]:
+    """A plotly line, or what ``rest`` makes of it; traces of one ``group`` share an entry of the legend."""
+    return {"type": "scatter", "mode": "lines", "name": name, "legendgroup": group, "x": x, "y": y, **rest}

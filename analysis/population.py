@@ -129,35 +129,8 @@ def lineage_figure(pair: str, lineage: Rows, survivors: Mapping[Node, int]) -> F
         color, dash = OPERATIONS[operation]
         width = 1.2 if operation in ("keep", "start") else 2.2
         path(operation, pairs, {"color": color, "width": width, "dash": dash})
-    scores = {(row["member"], row["generation"]): row["fitness"] for row in lineage}
     nodes = sorted({node for node in [*parents, *(parent for parent, _ in parents.values())] if node[0] in lane})
-    known = [scores[node] for node in nodes if (scores.get(node) or RUINED) > RUINED]
-    values = rounded([scores.get(node) if scores.get(node) is not None else np.nan for node in nodes], 3)
-    floor = min(known, default=0.0)
-    marker = {
-        "size": 9,
-        "color": [floor if value is None else max(value, floor) for value in values],
-        "cmin": floor,
-        "cmax": max(known, default=1.0),
-        "colorscale": "$rising",
-        "line": {"width": 1, "color": "$paper"},
-    }
-    told = [
-        f"{escaped(member)}, generation {generation}: {'no fitness' if value is None else f'fitness {value:.2f}'}"
-        for (member, generation), value in zip(nodes, values, strict=True)
-    ]
-    at = [generation for _, generation in nodes], [lane[member] for member, _ in nodes]
-    tip = "%{text}<extra></extra>"
-    state = scatter("state, darker when fitter", "state", *at, mode="markers", marker=marker, text=told)
-    traces.append(state | {"hovertemplate": tip})
-    stars = sorted((node for node in survivors if node[0] in lane), key=lambda node: survivors[node])
-    at = [generation for _, generation in stars], [lane[member] for member, _ in stars]
-    marker = {"size": 16, "symbol": "circle-open", "color": "$ink", "line": {"width": 2.2}}
-    ranks = {"text": [str(survivors[node]) for node in stars], "textposition": "top right"}
-    font = {"textfont": {"color": "$ink", "size": 12}, "hovertemplate": f"survivor {tip}"}
-    traces.append(
-        scatter("survivor, with its rank", "survivor", *at, mode="markers+text", marker=marker, **ranks, **font)
-    )
+    traces += [_states(lineage, nodes, lane), _rings(survivors, lane)]
     generations = max(node[1] for node in nodes)
     layout = {
         "xaxis": {"title": {"text": "generation"}, "dtick": 1 if generations <= 16 else None, "showgrid": False},
@@ -173,6 +146,39 @@ def lineage_figure(pair: str, lineage: Rows, survivors: Mapping[Node, int]) -> F
     }
     label = f"Lineage of {pair}: {len(members)} members over {generations} generations"
     return Figure(label, traces, layout, 90 + 30 * len(members), min_width=min(1100, 220 + 26 * generations))
+
+
+def _states(lineage: Rows, nodes: Sequence[Node], lane: Mapping[str, int]) -> dict[str, Any]:
+    """A dot per state, darker when fitter."""
+    scores = {(row["member"], row["generation"]): row["fitness"] for row in lineage}
+    found = [scores.get(node) for node in nodes]
+    known = [score for score in found if score is not None and score > RUINED]
+    floor = min(known, default=0.0)
+    marker = {
+        "size": 9,
+        "color": rounded([floor if score is None else max(score, floor) for score in found], 3),
+        "cmin": floor,
+        "cmax": max(known, default=1.0),
+        "colorscale": "$rising",
+        "line": {"width": 1, "color": "$paper"},
+    }
+    told = [
+        f"{escaped(member)}, generation {generation}: {'no fitness' if score is None else f'fitness {score:.2f}'}"
+        for (member, generation), score in zip(nodes, found, strict=True)
+    ]
+    x, y = [generation for _, generation in nodes], [lane[member] for member, _ in nodes]
+    trace = scatter("state, stronger when fitter", "state", x, y, mode="markers", marker=marker, text=told)
+    return trace | {"hovertemplate": "%{text}<extra></extra>"}
+
+
+def _rings(survivors: Mapping[Node, int], lane: Mapping[str, int]) -> dict[str, Any]:
+    """A ring around each survivor, with its rank."""
+    nodes = sorted((node for node in survivors if node[0] in lane), key=lambda node: survivors[node])
+    x, y = [generation for _, generation in nodes], [lane[member] for member, _ in nodes]
+    marker = {"size": 16, "symbol": "circle-open", "color": "$ink", "line": {"width": 2.2}}
+    ranks = {"text": [str(survivors[node]) for node in nodes], "textposition": "top right"}
+    font = {"textfont": {"color": "$ink", "size": 12}, "hovertemplate": "survivor %{text}<extra></extra>"}
+    return scatter("survivor, with its rank", "survivor", x, y, mode="markers+text", marker=marker, **ranks, **font)
 
 
 def trajectories(

@@ -12,13 +12,12 @@ import pyarrow as pa
 from analysis import population, sections
 from analysis.curves import Accounts, accounts_of, equity_figure, points_per_split, rolling_figure, weights_figure
 from analysis.figures import costs_figure, months_figure
-from analysis.frames import frame_path, read_frame, write_text
+from analysis.frames import frame_path, part_of, read_frame, write_text
 from analysis.labels import policy_label
 from analysis.page import code, folded, page, plot, tabs, text
 from analysis.payload import Payload
 from analysis.statistics import Evidence, evidence
-from analysis.summary import sessions_per_year
-from analysis.tables import annual_sessions_of, headline_window, part_of
+from analysis.summary import annual_sessions_of, headline_window, sessions_per_year
 from analysis.timing import time_line, time_split
 from analysis.verdicts import audit_line, bootstrap_plots, evidence_table, glossary, verdicts
 from rayconf.errors import OneLineParser, UserError
@@ -140,8 +139,8 @@ def _pair(
             payload,
             f"{key}-equity",
             equity_figure(pair, accounts, payload, points),
-            "Each split is an account of its own that starts at 1. Dotted: where validation and test begin. A line keeps "
-            f"at most {most} points of a split: equity at the end of each stretch, drawdown at its deepest.",
+            "Each split is an account of its own that starts at 1. Dotted: where validation and test begin. A line has "
+            f"{most} points a split at most: equity at the end of each stretch, drawdown at its deepest.",
         ),
         f'<h3 id="{key}-weights">Weights and turnover of the {name} on test</h3>',
         plot(

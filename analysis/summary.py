@@ -2,17 +2,18 @@
 
 import csv
 import io
+import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from analysis.bootstrap import BLOCK, RESAMPLES, sharpe_difference, sharpe_interval
+from analysis.bootstrap import RESAMPLES, Ends, sharpe_interval, sharpe_intervals
 from analysis.frames import KEYS, group_slices, summary_schema, write_frame, write_text
 from analysis.metrics import (
     METRICS,
@@ -43,9 +44,7 @@ def summarise(
     *,
     benchmark: Array | None = None,
     annual_sessions: float = 252,
-    seed: int = 0,
-    block: int = BLOCK,
-    resamples: int = RESAMPLES,
+    interval: Ends | None = None,
 ) -> dict[str, Any]:
     """Every metric of one account.
 
@@ -57,9 +56,7 @@ def summarise(
         dates: Bar of each fill [T], strictly ascending.
         benchmark: Net return of equal weight on the same bars [T]; None leaves alpha and beta null.
         annual_sessions: 252, or 365 for a market that never closes.
-        seed: Seed of the bootstrap.
-        block: Block length of the bootstrap in sessions.
-        resamples: Number of resamples.
+        interval: The Sharpe ratio's interval, where it was made together with others'; None: made here.
 
     Returns:
         The columns of ``METRICS``, in that order; every value is finite or None.
@@ -90,7 +87,7 @@ def summarise(
     if benchmark is not None:
         yardstick, _ = session_returns(np.asarray(benchmark, np.float64), dates)
         alpha, beta = alpha_beta(returns, yardstick, annual_sessions)
-    low, high = sharpe_interval(returns, sessions_per_year=annual_sessions, seed=seed, block=block, resamples=resamples)
+    low, high = interval or sharpe_interval(returns, sessions_per_year=annual_sessions)
     figures = (
         sessions,
         float(returns.mean()),
@@ -147,8 +144,6 @@ def build_summary(
     base_cost_bps: float,
     base_lag: int,
     annual_sessions: Mapping[str, float] | float | None = None,
-    seed: int = 0,
-    block: int = BLOCK,
     resamples: int = RESAMPLES,
 ) -> pa.Table:
     """The ``summary`` frame of a ``daily`` frame.
@@ -160,8 +155,6 @@ def build_summary(
         base_cost_bps: Commission plus slippage of the scenario ``base``, bps per side.
         base_lag: Lag of the scenario ``base`` in bars.
         annual_sessions: Sessions per year, for all pairs or by pair; None: inferred from each pair's dates.
-        seed: Seed of the bootstrap intervals.
-        block: Block length in sessions.
         resamples: Resamples per interval.
 
     Returns:
@@ -178,13 +171,20 @@ def build_summary(
     }
     where = dict(groups)
     annual: dict[str, float] = {}
-    result = []
-    for (window, split, scenario, pair, policy), rows in groups:
+    for (*_, pair, _), rows in groups:
         if pair not in annual:
             if annual_sessions is None:
                 annual[pair] = sessions_per_year(arrays["date"][rows])
             else:
                 annual[pair] = annual_sessions[pair] if isinstance(annual_sessions, Mapping) else float(annual_sessions)
+    # All at once: streams of one length share their resamples.
+    intervals = sharpe_intervals(
+        [session_returns(arrays["net_return"][rows], arrays["date"][rows])[0] for _, rows in groups],
+        sessions_per_year=[annual[pair] for (*_, pair, _), _ in groups],
+        resamples=resamples,
+    )
+    result = []
+    for ((window, split, scenario, pair, policy), rows), interval in zip(groups, intervals, strict=True):
         yardstick = where.get((window, split, scenario, pair, "equal_weight"))
         if yardstick is not None and not np.array_equal(arrays["date"][yardstick], arrays["date"][rows]):
             raise ValueError(f"{pair} {split} {scenario}: {policy} and equal_weight cover different bars")
@@ -207,9 +207,7 @@ def build_summary(
                 arrays["date"][rows],
                 benchmark=None if yardstick is None else arrays["net_return"][yardstick],
                 annual_sessions=annual[pair],
-                seed=seed,
-                block=block,
-                resamples=resamples,
+                interval=interval,
             ),
         }
         result.append(row)
@@ -225,87 +223,37 @@ def _kind(policy: str, survivor: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"kind": "ensemble" if policy == "ensemble" else "baseline"}
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The difference in Sharpe ratio between two policies of a pair, paired by date.
-
-    Attributes:
-        policy: The policy judged.
-        other: The policy it is held against.
-        difference: Annualised Sharpe ratio of ``policy`` less that of ``other``.
-        low: Lower end of the 95 % paired block-bootstrap interval; None under 20 sessions.
-        high: Upper end.
-        days: Sessions compared.
-    """
-
-    policy: str
-    other: str
-    difference: float
-    low: float | None
-    high: float | None
-    days: int
-
-    def sentence(self) -> str:
-        """One plain line: what the interval allows to be said, and no more."""
-        name, other = self.policy.replace("_", " "), self.other.replace("_", " ")
-        if self.low is None or self.high is None:
-            return f"{name}: {self.days} days are too few to compare it with {other}"
-        if self.low > 0:
-            verdict = f"above {other}"
-        elif self.high < 0:
-            verdict = f"below {other}"
-        else:
-            verdict = f"not distinguishable from {other}"
-        return (
-            f"{name}: {verdict} (Sharpe difference {self.difference:+.2f}, "
-            f"95 % interval {self.low:+.2f} to {self.high:+.2f}, {self.days} days)"
-        )
+def headline_window(summary: pa.Table) -> int:
+    """The strung walk-forward (-1) where there is one, else the smallest window."""
+    windows = pc.unique(summary.column("window")).to_pylist()
+    return -1 if -1 in windows else min(windows, default=0)
 
 
-def compare(
-    daily: pa.Table,
-    pair: str,
-    policy: str = "ensemble",
-    other: str = "equal_weight",
-    *,
-    window: int = 0,
-    split: str = "test",
-    scenario: str = "base",
-    annual_sessions: float | None = None,
-    seed: int = 0,
-) -> Comparison | None:
-    """Hold one policy of a pair against another by a paired block bootstrap of the Sharpe difference.
+def annual_sessions_of(rows: Iterable[Mapping[str, Any]]) -> float | None:
+    """The sessions per year under which summary rows were made: annualized_return = (1 + average)^P - 1."""
+    for row in rows:
+        average = row["avg_daily_return"]
+        if average and abs(average) > 1e-9 and average > -1:
+            return round(math.log1p(row["annualized_return"]) / math.log1p(average), 4)
+    return None
+
+
+def with_deflated(summary: pa.Table, deflated: Mapping[str, Mapping[str, float]], window: int = 0) -> pa.Table:
+    """The summary with ``deflated_sharpe`` filled in: validation under base terms, the only span that was selected on.
 
     Args:
-        daily: The ``daily`` frame (columns of the key and ``net_return`` suffice).
-        pair: The pair, AAA/BBB.
-        policy: Policy to judge.
-        other: Policy to hold it against.
-        window: Walk-forward window.
-        split: Split.
-        scenario: Scenario.
-        annual_sessions: Sessions per year; None: inferred from the dates.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        The comparison, or None where one of the two is absent.
+        summary: The summary frame.
+        deflated: Deflated Sharpe ratio by pair and policy.
+        window: Walk-forward window that it belongs to.
     """
-    streams = []
-    where = dict(group_slices(daily, KEYS["daily"][:-1]))
-    for name in (policy, other):
-        rows = where.get((window, split, scenario, pair, name))
-        if rows is None:
-            return None
-        part = daily.slice(rows.start, rows.stop - rows.start)
-        dates = _column(part, "date")
-        streams.append(session_returns(_column(part, "net_return"), dates))
-    (returns, days), (yardstick, other_days) = streams
-    if not np.array_equal(days, other_days):
-        raise ValueError(f"{pair}: {policy} and {other} cover different sessions")
-    difference, low, high = sharpe_difference(
-        returns, yardstick, sessions_per_year=annual_sessions or sessions_per_year(days), seed=seed
-    )
-    return Comparison(policy, other, difference, low, high, int(days.size))
+    names = ("window", "split", "scenario", "pair", "policy")
+    keys = zip(*(summary.column(name).to_pylist() for name in names), strict=True)
+    values = [
+        deflated.get(pair, {}).get(policy) if (own, split, scenario) == (window, "validation", "base") else None
+        for own, split, scenario, pair, policy in keys
+    ]
+    index = summary.schema.get_field_index("deflated_sharpe")
+    return summary.set_column(index, summary.schema.field(index), pa.array(values, pa.float64()))
 
 
 def write_summary(table: pa.Table, run: Path) -> pa.Table:

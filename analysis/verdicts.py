@@ -8,31 +8,32 @@ from typing import Any
 
 import numpy as np
 
-from analysis.bootstrap import FEWEST, automatic_block, resampled_means
+from analysis.bootstrap import DEGENERATE, FEWEST, automatic_block, resampled_means
 from analysis.curves import Account
 from analysis.figures import bootstrap_figure
 from analysis.labels import NOTHING, interval, order, percent, plain, policy_label, shown
 from analysis.metrics import is_flat
 from analysis.page import cell, header, plot, row_header, table, text
 from analysis.payload import Array, Payload
-from analysis.statistics import Difference, Evidence, Interval
-from analysis.tables import BARS_TO_BEAT
+from analysis.verdict import Difference, Evidence, Interval
 from rayconf.errors import UserError
 
 _GLOSSARY = (
     ("Sharpe", "Annualised Sharpe ratio on test with its 95 % interval: stationary bootstrap, automatic block length."),
-    ("less ...", "Sharpe ratio of the headline less that of a baseline, both on the same sessions, with its 95 % "
-     "interval and a p-value that counts the pairs of the run and the looks at the test span."),
-    ("P(Sharpe > 0)", "Probabilistic Sharpe ratio: probability that the true one is positive, given the length, "
-     "skewness and kurtosis of the returns."),
-    ("deflated Sharpe", "The same on validation for the first survivor, against the best that as many trials without "
-     "skill would have shown."),
-    ("effective trials", "Effective of raw: clusters among the return streams that selection saw on validation, of all streams."),
-    ("PBO", "Probability of backtest overfitting: how often the best in one half of the validation sessions falls below "
-     "the median in the other. Under PBT the trials descend from each other, so it is a lower bound."),
-    ("SPA p", "Superior predictive ability: whether the best learned policy beats the baselines, given how many were "
-     "tried."),
+    ("less ...", "Sharpe ratio of the headline less that of a baseline on the same sessions: paired, studentised "
+     "stationary bootstrap, 95 % interval; p counts the pairs of the run and the looks at the test span."),
+    ("P(Sharpe > 0)", "Probabilistic Sharpe ratio: probability that the true one is positive, given length, skewness "
+     "and kurtosis of the returns."),
+    ("deflated Sharpe", "The same for the first survivor on validation, against the best that as many effective trials "
+     "without skill would have shown."),
+    ("effective trials", "Return streams that selection saw on validation: clusters of them, of all."),
+    ("PBO", "Probability of backtest overfitting: how often the best of one half of validation falls below the median "
+     "of the other. Under PBT trials descend from each other, so it is a lower bound."),
+    ("SPA p", "Superior predictive ability (Hansen): survivors and ensemble against the best of cash, equal weight and "
+     "vol target, given how many were tried."),
     ("track record", "Sessions needed before a Sharpe ratio like this one differs from 0 at 95 %."),
+    ("detectable", "True Sharpe difference to the baseline hardest to beat that a span this long finds four times in "
+     "five."),
     ("looks", "How often the test span was read."),
 )  # fmt: skip
 
@@ -84,18 +85,23 @@ def evidence_table(evidence: Mapping[str, Evidence], places: Mapping[str, str]) 
     row("maximum drawdown", lambda e: _with_ends(e.max_drawdown))
     for name in sorted({name for e in evidence.values() for name in e.against}, key=order):
         if name != "cash":
-            row(f"Sharpe less {policy_label(name)}", lambda e, name=name: _difference(e.against.get(name)), "less ...")
+            row(f"Sharpe less {policy_label(name)}", _less(name), "less ...")
     row("P(Sharpe > 0)", lambda e: shown(e.probabilistic_sharpe, _share))
     row("deflated Sharpe", lambda e: shown(e.deflated_sharpe, _share))
     row("effective trials", lambda e: f"{e.effective_trials} of {e.trials}")
     row("PBO", lambda e: NOTHING if e.overfitting is None else f"≥ {e.overfitting:.2f}")
     row("SPA p", lambda e: shown(e.spa_p, _share))
     row("track record", lambda e: "never" if e.track_record is None else f"{math.ceil(e.track_record):,} sessions")
+    row("detectable", lambda e: shown(e.detectable, lambda value: f"{value:+.2f}"))
     row("sessions", lambda e: f"{e.sessions:,}")
     row("looks", lambda e: str(e.looks))
     headers = [header("on test", kind="text")]
     headers += [header(pair, link=f"#{places[pair]}") for pair in evidence]
     return table("Evidence on test, pair by pair", headers, rows)
+
+
+def _less(name: str) -> Callable[[Evidence], str]:
+    return lambda found: _difference(found.against.get(name))
 
 
 def _with_ends(found: Interval) -> str:
@@ -137,7 +143,7 @@ def _draws(streams: list[Array], block: int, sessions_per_year: float) -> list[A
         first, second = means[:, index], means[:, index + len(streams)]
         variance = second - first**2
         level = 0.0 if is_flat(stream) else stream.mean() / stream.std()
-        constant = variance <= 1e-9
+        constant = variance <= DEGENERATE
         ratio = np.where(constant, 0.0, (level + first) / np.sqrt(np.where(constant, 1.0, variance)))
         found.append(math.sqrt(sessions_per_year) * ratio)
     return found
@@ -171,7 +177,7 @@ def bootstrap_plots(
             side=True,
         )
     ]
-    for name in BARS_TO_BEAT:
+    for name in ("equal_weight", "vol_target"):
         other, gap = accounts.get(name), found.against.get(name)
         if other is None or gap is None or other.returns.size != own.size:
             continue

@@ -14,13 +14,12 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from analysis.bootstrap import block_length, block_starts, block_sums
 from analysis.metrics import session_returns
+from analysis.verdict import IDLE_GROSS
 from rayconf.keys import derive_key
 from rayconf.sections import PBTConfig
 
 BROKEN = -10.0
 """Fitness of a ruined, lost or non-finite account: never a donor, never archived, replaced without gate."""
-IDLE_GROSS = 0.05
-"""Mean gross exposure below which a policy counts as idle: never a donor."""
 FEW_WINDOWS = 5
 """With fewer rolling windows the pooled statistic takes the place of their median."""
 MIN_SE = 1e-9

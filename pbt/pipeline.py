@@ -14,10 +14,11 @@ import ray
 from rich.console import Console
 
 from algos.policy import EnsemblePolicy
-from analysis.frames import KEYS, daily_schema, read_frame, read_jsonl, write_frame, write_text
+from analysis.frames import KEYS, daily_schema, evidence_schema, read_frame, read_jsonl, write_frame, write_text
 from analysis.report import write_report
-from analysis.summary import build_summary, write_summary
-from analysis.tables import BARS_TO_BEAT, comparison_of, print_final_table
+from analysis.statistics import evidence_of, evidence_rows
+from analysis.summary import build_summary, with_deflated, write_summary
+from analysis.tables import print_final_table
 from analysis.timing import time_line, time_split
 from envs.market import PairMarket
 from pbt import fitness
@@ -121,8 +122,9 @@ def finish(
     missing = [pair for pair, ranked in survivors.items() if not ranked]
     if missing:
         raise NoSurvivorError(f"{', '.join(missing)}: no survivor, every account was ruined or diverged on validation")
-    looked = "" if len(references) == len(survivors) else f" of {', '.join(references)}"
-    directory.event("look", f"launch: survivors, ensemble and baselines{looked} over all scenarios")
+    extended = len(references) < len(survivors)
+    for pair in references if extended else (None,):  # the finished pairs of an extension are not looked at again
+        directory.event("look", "launch: survivors, ensemble and baselines over all scenarios", pair=pair)
     policies = {pair: _policies(survivors[pair]) for pair in references}
     rows, prepared = backtest(run, directory.identity, references, policies)
     notes: dict[str, dict[str, Any]] = {
@@ -133,26 +135,29 @@ def finish(
         }
         for pair, p in prepared.items()
     }
-    if looked:
+    if extended:
         before = read_frame(directory.frame("daily"))
         kept = pc.is_in(before.column("pair"), pa.array([pair for pair in survivors if pair not in references]))
         rows = pa.concat_tables([rows, before.filter(kept)])
         notes |= known_notes(directory, [pair for pair in survivors if pair not in references])
     daily = write_frame(rows, daily_schema(), KEYS["daily"], directory.frame("daily"))
-    summary = write_summary(summary_of(run, markets, _known(survivors), daily), directory.path)
+    found = evidence_of(
+        daily,
+        read_frame(directory.frame("validation")),
+        lineage,
+        read_jsonl(directory.events_journal),
+        annual={pair: market.sessions_per_year for pair, market in markets.items()},
+    )
+    write_frame(
+        evidence_rows(found, directory.identity), evidence_schema(), KEYS["evidence"], directory.frame("evidence")
+    )
+    summary = summary_of(run, markets, _known(survivors), daily)
+    summary = write_summary(with_deflated(summary, {pair: one.deflated for pair, one in found.items()}), directory.path)
     directory.event("done")
     write_events(directory)
-    verdicts = {pair: [comparison_of(summary, daily, pair, baseline) for baseline in BARS_TO_BEAT] for pair in markets}
     write_report(directory.path)
-    write_summary_json(  # last, for it says that the run is complete
-        directory,
-        summary,
-        survivors,
-        notes,
-        {pair: "; ".join(found.sentence() for found in bars if found is not None) for pair, bars in verdicts.items()},
-        "complete",
-    )
-    print_final_table(summary, daily)
+    write_summary_json(directory, summary, survivors, notes, found, "complete")  # last: it says that the run is whole
+    print_final_table(summary, daily, {pair: one.sentence() for pair, one in found.items()})
     print(time_line(time_split(read_jsonl(directory.progress_journal))))
     shutil.rmtree(directory.tune, ignore_errors=True)
     if directory.extension.is_file():
@@ -205,6 +210,4 @@ def summary_of(
         base_cost_bps=run.costs.real_bps,
         base_lag=run.env.lag,
         annual_sessions={pair: market.sessions_per_year for pair, market in markets.items()},
-        seed=run.seed,
-        block=run.pbt.block,
     )

@@ -23,6 +23,7 @@ from analysis.frames import (
     write_text,
 )
 from analysis.metrics import METRICS
+from analysis.verdict import Evidence
 from envs.market import PairMarket
 from pbt.manifest import Population
 from pbt.run_dir import RunDir
@@ -91,7 +92,7 @@ def write_summary_json(
     summary: pa.Table,
     survivors: Mapping[str, Sequence[Survivor]],
     notes: Mapping[str, Mapping[str, Any]],
-    verdicts: Mapping[str, str],
+    found: Mapping[str, Evidence],
     status: str,
 ) -> None:
     """Write ``summary.json``: what a program reads.
@@ -101,7 +102,7 @@ def write_summary_json(
         summary: The summary frame.
         survivors: Survivors by pair.
         notes: Further fields by pair: the number of trials, what the baselines were fitted to.
-        verdicts: The plain sentence of the final table by pair.
+        found: The evidence by pair: its sentence is the verdict, and what it rests on stands under ``statistics``.
         status: complete or partial.
     """
     tests: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
@@ -113,7 +114,8 @@ def write_summary_json(
     for pair, ranked in survivors.items():
         names = {survivor.name for survivor in ranked}
         pairs[pair] = {
-            "verdict": verdicts.get(pair),
+            "verdict": found[pair].sentence(),
+            "statistics": found[pair].as_dict(),
             **notes.get(pair, {}),
             "survivors": [
                 {

@@ -8,7 +8,16 @@ import numpy as np
 import pyarrow as pa
 
 from analysis.columns import KEYS
-from analysis.frames import daily_schema, events_schema, frame_block, frame_path, progress_schema, write_frame
+from analysis.frames import (
+    daily_schema,
+    events_schema,
+    frame_block,
+    frame_path,
+    lineage_schema,
+    progress_schema,
+    validation_schema,
+    write_frame,
+)
 from analysis.summary import build_summary, scenario_id, write_summary
 
 NAMES = ("learning_rate", "risk_penalty")
@@ -91,6 +100,39 @@ def survivors_of(pairs: tuple[str, ...]) -> list[dict[str, Any]]:
     ]
 
 
+def lineage_rows(pairs: tuple[str, ...], members: int = 4, generations: int = 3) -> list[dict[str, Any]]:
+    return [
+        {
+            "run": "made",
+            "arm": "pbt",
+            "window": 0,
+            "pair": pair,
+            "generation": generation,
+            "member": f"m0{member}",
+            "operation": "keep" if generation else "start",
+            "fitness": 0.1 * member if generation else None,
+        }
+        for pair in pairs
+        for generation in range(generations + 1)
+        for member in range(members)
+    ]
+
+
+def validation_table(pairs: tuple[str, ...], members: int = 4, generations: int = 3, seed: int = 9) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    start, count = SPANS["validation"]
+    dates = business_days(start, count)
+    parts = []
+    for pair in pairs:
+        market = rng.normal(3e-4, 0.01, count)
+        for member in range(members):
+            for generation in range(1, generations + 1):
+                where = {"window": 0, "pair": pair, "member": f"m0{member}", "generation": generation}
+                own = 0.5 * market + rng.normal(1e-4, 0.006, count)
+                parts.append(frame_block(validation_schema(), where, {"date": dates, "net_return": own}))
+    return pa.concat_tables(parts)
+
+
 def make_run(folder: Path, pairs: tuple[str, ...] = ("AAA/BBB", "CCC/DDD"), note: str = "9 bars dropped") -> Path:
     """Frames of a whole run; ``note`` stands in the plan event."""
     run = folder / "made"
@@ -120,6 +162,8 @@ def make_run(folder: Path, pairs: tuple[str, ...] = ("AAA/BBB", "CCC/DDD"), note
         for iteration in range(8)
     ]
     write_frame(progress, progress_schema(NAMES), KEYS["progress"], frame_path(run, "progress"))
+    write_frame(lineage_rows(pairs), lineage_schema(NAMES), KEYS["lineage"], frame_path(run, "lineage"))
+    write_frame(validation_table(pairs), validation_schema(), KEYS["validation"], frame_path(run, "validation"))
     detail = json.dumps({"dropped": note, "splits": {"train": ["2015-01-01", "2017-04-19"]}})
     events = [
         {"run": "made", "wall_time": 1.7e9, "seq": 0, "kind": "start"},
