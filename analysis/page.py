@@ -6,7 +6,7 @@ from importlib import resources
 
 from analysis.payload import Figure, Payload, digest, library, packed
 
-PRINTED_WIDTH = 660
+PRINTED_WIDTH = 684
 """CSS pixels of a chart across a printed page (A4 less its margins)."""
 
 
@@ -33,17 +33,18 @@ def header(name: str, tooltip: str = "", kind: str = "", link: str = "") -> str:
     return f'<th scope="col"{title}' + (f' class="{kind}"' if kind else "") + f">{content}</th>"
 
 
-def table(label: str, headers: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+def table(label: str, headers: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], kind: str = "") -> str:
     """A table that scrolls by itself, also by keyboard, where it is wider than the page.
 
     Args:
         label: What the table holds, for those who do not see it.
         headers: Heading cells as HTML.
         rows: Per row its class and its cells as HTML.
+        kind: Class of the table.
     """
     body = "".join((f'<tr class="{kind}">' if kind else "<tr>") + "".join(cells) + "</tr>" for kind, cells in rows)
     return (
-        f'<div class="scroll" role="region" aria-label="{text(label)}" tabindex="0"><table>'
+        f'<div class="scroll {kind}" role="region" aria-label="{text(label)}" tabindex="0"><table>'
         f"<thead><tr>{''.join(headers)}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -154,7 +154,7 @@ def _pair(
         folded("Sharpe ratio / CAGR of every policy under every scenario", sections.scenario_table(pair, test)),
         f'<h3 id="{key}-bootstrap">Bootstrap: how far luck reaches</h3>',
         bootstrap_plots(payload, f"{key}-bootstrap", found, tested, annual),
-        '<p class="soft">Blue line: the estimate. Shaded: its 95 % interval. Where it holds 0 (black line), the data '
+        '<p class="soft">Blue line: the estimate. Shaded: its 95 % interval. Where it holds 0 (thin line), the data '
         "cannot tell the result from luck.</p>",
         f'<h3 id="{key}-rolling">Rolling Sharpe ratio</h3>',
         plot(payload, f"{key}-rolling", rolling_figure(pair, accounts, payload, points, annual)),

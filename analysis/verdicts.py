@@ -11,13 +11,14 @@ import numpy as np
 from analysis.bootstrap import DEGENERATE, FEWEST, automatic_block, resampled_means
 from analysis.curves import Account
 from analysis.figures import bootstrap_figure
-from analysis.labels import NOTHING, interval, order, percent, plain, policy_label, shown
+from analysis.labels import NOTHING, interval, percent, plain, policy_label, shown
 from analysis.metrics import is_flat
 from analysis.page import cell, header, plot, row_header, table, text
 from analysis.payload import Array, Payload
 from analysis.verdict import Difference, Evidence, Interval
 from rayconf.errors import UserError
 
+_COMPARED = ("equal_weight", "vol_target", "zscore", "static_gross")
 _GLOSSARY = (
     ("Sharpe", "Annualised Sharpe ratio on test with its 95 % interval: stationary bootstrap, automatic block length."),
     ("less ...", "Sharpe ratio of the headline less that of a baseline on the same sessions: paired, studentised "
@@ -83,8 +84,8 @@ def evidence_table(evidence: Mapping[str, Evidence], places: Mapping[str, str]) 
     row("Sharpe", lambda e: f"{plain(e.sharpe.value)} {interval(e.sharpe.low, e.sharpe.high)}")
     row("CAGR", lambda e: _with_ends(e.cagr))
     row("maximum drawdown", lambda e: _with_ends(e.max_drawdown))
-    for name in sorted({name for e in evidence.values() for name in e.against}, key=order):
-        if name != "cash":
+    for name in _COMPARED:
+        if any(name in e.against for e in evidence.values()):
             row(f"Sharpe less {policy_label(name)}", _less(name), "less ...")
     row("P(Sharpe > 0)", lambda e: shown(e.probabilistic_sharpe, _share))
     row("deflated Sharpe", lambda e: shown(e.deflated_sharpe, _share))
@@ -97,7 +98,7 @@ def evidence_table(evidence: Mapping[str, Evidence], places: Mapping[str, str]) 
     row("looks", lambda e: str(e.looks))
     headers = [header("on test", kind="text")]
     headers += [header(pair, link=f"#{places[pair]}") for pair in evidence]
-    return table("Evidence on test, pair by pair", headers, rows)
+    return table("Evidence on test, pair by pair", headers, rows, "evidence")
 
 
 def _less(name: str) -> Callable[[Evidence], str]:
@@ -177,7 +178,7 @@ def bootstrap_plots(
             side=True,
         )
     ]
-    for name in ("equal_weight", "vol_target"):
+    for name in _COMPARED[:2]:
         other, gap = accounts.get(name), found.against.get(name)
         if other is None or gap is None or other.returns.size != own.size:
             continue

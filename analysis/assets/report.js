@@ -59,6 +59,7 @@
       gridcolor: color("grid"), linecolor: color("line"), zerolinecolor: color("line"), zeroline: false,
       tickfont: { size: 11 }, automargin: true, ...own, ...given,
     };
+    if (given.type === "date") common.hoverformat = "%Y-%m-%d";
     if (given.title) common.title = { ...given.title, font: { size: 11, color: color("soft") }, standoff: 6 };
     return common;
   }
@@ -74,6 +75,11 @@
       dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
       xaxis: axis(layout.xaxis || {}, { nticks: width < 520 ? 5 : undefined }),
     };
+    if (width < 520 && (layout.annotations || []).length === 3) {
+      // Narrow: the name of the middle split stands a line higher, so that names do not meet.
+      made.annotations = layout.annotations.map((note, at) => (at === 1 ? { ...note, yshift: 13 } : note));
+      made.margin.t = 36;
+    }
     for (const name of ["yaxis", "yaxis2"]) if (layout[name]) made[name] = axis(layout[name], { fixedrange: fitted });
     return made;
   }
@@ -214,7 +220,10 @@
     event.preventDefault();
     let line = usable.indexOf(state.trace);
     const fresh = line < 0;
-    if (fresh) line = usable.length - 1;
+    if (fresh) {
+      const first = (at) => (state.traces[at].yaxis === "y2" ? 2000 : 0) + (state.traces[at].legendrank || 1000);
+      line = usable.indexOf([...usable].sort((one, two) => first(one) - first(two))[0]);
+    }
     if (event.key === "ArrowUp") line = (line + 1) % usable.length;
     if (event.key === "ArrowDown") line = (line + usable.length - 1) % usable.length;
     const trace = state.traces[usable[line]];
@@ -225,10 +234,13 @@
     state.trace = usable[line];
     state.point = fresh ? 0 : Math.max(0, Math.min(places.length - 1, state.point + leap));
     const [value, at] = places[Math.min(state.point, places.length - 1)];
-    Plotly.Fx.hover(canvas, [{ curveNumber: state.trace, pointNumber: at }], trace.yaxis === "y2" ? ["xy2"] : ["xy"]);
+    const cell = Array.isArray(at);
+    const target = cell ? { xval: at[1], yval: at[0] } : [{ curveNumber: state.trace, pointNumber: at }];
+    Plotly.Fx.hover(canvas, target, trace.yaxis === "y2" ? "xy2" : "xy");
     const dated = (spec.layout.xaxis || {}).type === "date";
-    const where = Array.isArray(at) ? `${trace.x[at[1]]}, ${trace.y[at[0]]}` : dated ? new Date(trace.x[at]).toISOString().slice(0, 10) : trace.x[at];
-    live.textContent = `${literal(trace.name || "")} ${where}: ${told(value)}`;
+    const place = cell ? `${trace.x[at[1]]}, ${trace.y[at[0]]}` : dated ? new Date(trace.x[at]).toISOString().slice(0, 10) : trace.x[at];
+    const words = cell ? trace.text[at[0]][at[1]].replace("<br>", ", ") : trace.text ? literal(trace.text[at]) : told(value);
+    live.textContent = `${literal(trace.name || "")} ${place}: ${words}`;
   }
 
   // ---- when to draw ----
@@ -247,9 +259,16 @@
     }
   });
   const redraw = () => figures.filter((figure) => figure.dataset.drawn).forEach(again);
+  function decode(packed) {
+    if (Uint8Array.fromBase64) return Uint8Array.fromBase64(packed);
+    const letters = atob(packed);
+    const bytes = new Uint8Array(letters.length);
+    for (let at = 0; at < bytes.length; at++) bytes[at] = letters.charCodeAt(at);
+    return bytes;
+  }
   function unpack(id) {
     const element = document.getElementById(id);
-    const bytes = Uint8Array.from(atob(element.textContent), (letter) => letter.charCodeAt(0));
+    const bytes = decode(element.textContent);
     element.remove();
     return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
   }
