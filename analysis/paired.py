@@ -35,7 +35,9 @@ def _own(level: float, first: Array, second: Array, third: Array, fourth: Array)
     return (level + first) / spread, spread, skew, kurt
 
 
-def _differences(x: Array, y: Array, level_x: float, level_y: float, means: Array) -> tuple[Array, Array, Array]:
+def _differences(
+    x: Array, y: Array, level_x: float, level_y: float, means: Array
+) -> tuple[Array, Array, NDArray[np.bool_]]:
     """Sharpe difference of each resample, the variance of its estimate times D, and whether both series move [B].
 
     ``means`` [B, 12] are those of the columns that ``_moments`` gives. The variance is that of the influence functions
@@ -48,7 +50,7 @@ def _differences(x: Array, y: Array, level_x: float, level_y: float, means: Arra
     if not y.any():
         return ratio_x, variance, moving
     ratio_y, sy, skew_y, kurt_y = _own(level_y, ay, by, cy, dy)
-    moving &= by - ay**2 > DEGENERATE
+    moving = moving & (by - ay**2 > DEGENERATE)
     one_one = (xy - ax * ay) / (sx * sy)
     two_one = (xxy - 2 * ax * xy - ay * bx + 2 * ax**2 * ay) / (sx**2 * sy)
     one_two = (xyy - 2 * ay * xy - ax * by + 2 * ay**2 * ax) / (sx * sy**2)
@@ -107,7 +109,7 @@ def sharpe_difference(
         return Difference(value, value, value, 1.0 if abs(value) <= DEGENERATE else 1 / (resamples + 1))
     means = resampled_means(columns, automatic_block(x - y), resamples)
     points, variances, moving = _differences(x, y, level_x, level_y, means)
-    moving &= variances > DEGENERATE
+    moving = moving & (variances > DEGENERATE)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(moving, np.abs(points - point[0]) / np.sqrt(variances), np.inf)
     seen = abs(point[0]) / math.sqrt(variance[0])
@@ -191,8 +193,8 @@ def between_seeds(first: Sequence[float], second: Sequence[float]) -> SeedCompar
         (gaps,), lambda g, axis: g.mean(axis=axis), permutation_type="samples", n_resamples=4095, rng=generator,
         vectorized=True,
     )  # fmt: skip
-    ends = (None, None) if x.size < 6 else _walsh_interval(gaps)
-    return SeedComparison(x.size, value, *ends, float(test.pvalue), float(wilcoxon(gaps).pvalue))
+    low, high = (None, None) if x.size < 6 else _walsh_interval(gaps)
+    return SeedComparison(x.size, value, low, high, float(test.pvalue), float(wilcoxon(gaps).pvalue))
 
 
 def _walsh_interval(gaps: Array) -> tuple[float, float]:

@@ -149,12 +149,38 @@ def representatives(streams: Array, labels: NDArray[np.int64]) -> list[int]:
     return found
 
 
+def within_clusters(streams: Array, labels: NDArray[np.int64]) -> float:
+    """Largest Sharpe ratio by which luck alone sets the best stream of a cluster above the cluster, per session.
+
+    Streams of one cluster with average correlation r and equal skill have estimates that spread by (1 - r) / D around
+    the cluster's; the best of n is expected the ``expected_maximum`` of that above it. 0 for clusters of one stream and
+    for exact copies. Without it the best of 50 streams correlated 0.6, a single cluster, would count as one trial.
+
+    Args:
+        streams: Session returns [D, N].
+        labels: Cluster of each [N].
+    """
+    found = 0.0
+    for label in np.unique(labels):
+        own = streams[:, labels == label]
+        spread = own.std(axis=0)
+        count = own.shape[1]
+        if count < 2 or not spread.all():
+            continue
+        z = (own - own.mean(axis=0)) / spread
+        # The mean of all correlations, the streams' own among them, is the variance of the mean stream.
+        correlation = (count * float(np.mean(z.mean(axis=1) ** 2)) - 1) / (count - 1)
+        found = max(found, expected_maximum(count, max(1 - correlation, 0.0) / len(streams)))
+    return found
+
+
 def selection_benchmark(streams: Array) -> tuple[float, int]:
     """The Sharpe ratio that luck alone would show the best of these trials, and their effective number.
 
     Effective trials are clusters, and the variance is that across their representatives: near copies of one policy
     would understate it. Two clusters or more never count as spread less than the sampling error of a Sharpe ratio,
-    which the variance of a few could miss.
+    which the variance of a few could miss. What choice among the streams of one cluster adds (``within_clusters``)
+    is independent of it and joins in quadrature; with a single trial the benchmark is 0.
 
     Args:
         streams: Session returns [D, N] of every trial that selection saw.
@@ -168,7 +194,5 @@ def selection_benchmark(streams: Array) -> tuple[float, int]:
     labels = clusters(streams)
     chosen = representatives(streams, labels)
     ratios: Sequence[float] = [sharpe(streams[:, column], 1) for column in chosen]
-    if len(ratios) < 2:
-        return 0.0, len(ratios)
-    variance = max(float(np.var(ratios, ddof=1)), 1 / len(streams))
-    return expected_maximum(len(ratios), variance), len(ratios)
+    variance = max(float(np.var(ratios, ddof=1)), 1 / len(streams)) if len(ratios) > 1 else 0.0
+    return math.hypot(expected_maximum(len(ratios), variance), within_clusters(streams, labels)), len(ratios)

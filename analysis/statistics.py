@@ -80,7 +80,8 @@ def weigh(
         found = {name: deflated_sharpe_ratio(stream, benchmark) for name, stream in validation.items()}
         deflated = {name: value for name, value in found.items() if value is not None}
     between: dict[str, Difference] = {}
-    overfitting, spa_p, superior = None, None, ()
+    overfitting, spa_p = None, None
+    superior: tuple[str, ...] = ()
     if thorough:
         survivors = {name: stream for name, stream in sorted(chosen.items()) if name != "ensemble"}
         compared = between_policies(survivors, sessions_per_year=annual)
@@ -259,10 +260,10 @@ def evidence_rows(found: Mapping[str, Evidence], run: str, window: int = 0) -> l
         add("minimum_track_record", one.policy, value=one.track_record)
         add("detectable_difference", one.policy, other=one.binding() or "", value=one.detectable)
         for name, difference in one.against.items():
-            add("sharpe_difference", one.policy, other=name, **_values(difference))
+            add("sharpe_difference", one.policy, name, pair, **_values(difference))
         for names, difference in one.between.items():
             first, second = names.split(" less ")
-            add("sharpe_difference", first, other=second, **_values(difference))
+            add("sharpe_difference", first, second, pair, **_values(difference))
         for name in one.superior_to:
             add("stepwise_superior", one.policy, other=name, value=1.0)
         add("superior_ability", one.policy, p=one.spa_p)

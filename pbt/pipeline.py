@@ -123,8 +123,8 @@ def finish(
     if missing:
         raise NoSurvivorError(f"{', '.join(missing)}: no survivor, every account was ruined or diverged on validation")
     extended = len(references) < len(survivors)
-    for pair in references if extended else (None,):  # the finished pairs of an extension are not looked at again
-        directory.event("look", "launch: survivors, ensemble and baselines over all scenarios", pair=pair)
+    for which in references if extended else (None,):  # the finished pairs of an extension are not looked at again
+        directory.event("look", "launch: survivors, ensemble and baselines over all scenarios", pair=which)
     policies = {pair: _policies(survivors[pair]) for pair in references}
     rows, prepared = backtest(run, directory.identity, references, policies)
     notes: dict[str, dict[str, Any]] = {
