@@ -69,7 +69,7 @@ def months_figure(pair: str, policy: str, account: Account) -> Figure:
         "hovermode": "closest",
     }
     label = f"Monthly returns of {policy_label(policy, pair)} of {pair} on test, percent"
-    return Figure(label, [heat], layout, 40 + tall * len(years), min_width=600)
+    return Figure(label, [heat], layout, max(110, 40 + tall * len(years)), min_width=600)
 
 
 def terms_of(scenario: str) -> str:

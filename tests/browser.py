@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,6 @@ class Page:
             time.sleep(0.05)
         raise AssertionError(f"not within {SECONDS} s: {expression}")
 
-    def open(self, path: Path) -> None:
-        for domain in ("Page", "Runtime", "Network", "Log"):
-            self.send(f"{domain}.enable")
-        self.send("Page.navigate", url=path.resolve().as_uri())
-        self.until("document.readyState === 'complete'")
-
     def press(self, key: str, code: int, shift: bool = False) -> None:
         common = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": 8 if shift else 0}
         self.send("Input.dispatchKeyEvent", type="rawKeyDown", **common)
@@ -94,9 +88,42 @@ class Page:
         return [url for url in asked if not url.startswith(("data:", "blob:"))]
 
 
+class Browser:
+    """A running browser; every page that it opens is a new tab."""
+
+    def __init__(self, control: Page, port: str, stack: ExitStack) -> None:
+        self._control = control
+        self._port = port
+        self._stack = stack
+
+    def open(self, path: Path, *, width: int = 1280, height: int = 900, before: str = "", scripts: bool = True) -> Page:
+        """A page with a file, loaded.
+
+        Args:
+            path: The file.
+            width: Of the window, CSS pixels.
+            height: Likewise.
+            before: Script that runs before the page's own.
+            scripts: Whether the page may run scripts.
+        """
+        target = self._control.send("Target.createTarget", url="about:blank")["targetId"]
+        address = f"ws://127.0.0.1:{self._port}/devtools/page/{target}"
+        page = Page(self._stack.enter_context(connect(address, max_size=None)))
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            page.send(f"{domain}.enable")
+        page.resize(width, height)
+        if before:
+            page.send("Page.addScriptToEvaluateOnNewDocument", source=before)
+        if not scripts:
+            page.send("Emulation.setScriptExecutionDisabled", value=True)
+        page.send("Page.navigate", url=path.resolve().as_uri())
+        page.until("document.readyState === 'complete'")
+        return page
+
+
 @contextmanager
-def browser(folder: Path) -> Iterator[Page]:
-    """A page of a headless Chromium with a profile in ``folder``; skips the test where none is installed."""
+def browser(folder: Path) -> Iterator[Browser]:
+    """A headless Chromium with a profile in ``folder``; skips the test where none is installed."""
     found = next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
         pytest.skip(f"no browser on this machine: none of {', '.join(NAMES)}")
@@ -104,19 +131,16 @@ def browser(folder: Path) -> Iterator[Page]:
     command += ["--remote-debugging-port=0", f"--user-data-dir={folder}", "--no-first-run", "--disable-extensions"]
     process = subprocess.Popen([*command, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        port = _port(folder / "DevToolsActivePort", process)
-        with connect(f"ws://127.0.0.1:{port[0]}{port[1]}", max_size=None) as control:
-            shell = Page(control)
-            target = shell.send("Target.createTarget", url="about:blank")["targetId"]
-            address = f"ws://127.0.0.1:{port[0]}/devtools/page/{target}"
-            with connect(address, max_size=None) as socket:
-                yield Page(socket)
-            shell.send("Browser.close")
-        process.wait(timeout=30)
+        port, path = _port(folder / "DevToolsActivePort", process)
+        with ExitStack() as stack:
+            control = Page(stack.enter_context(connect(f"ws://127.0.0.1:{port}{path}", max_size=None)))
+            yield Browser(control, port, stack)
+            control.send("Browser.close")
+        process.wait(timeout=SECONDS)
     finally:
         if process.poll() is None:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=SECONDS)
 
 
 def _port(path: Path, process: subprocess.Popen[bytes]) -> list[str]:

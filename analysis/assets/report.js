@@ -214,18 +214,18 @@
   const told = (value) => (Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1e-3) ? value.toExponential(2) : String(+value.toPrecision(4)));
   function step(figure, spec, canvas, event) {
     const state = states.get(figure);
-    const usable = state.traces.map((_, at) => at).filter((at) => state.traces[at].visible && state.traces[at].hoverinfo !== "skip");
+    const rank = (at) => (state.traces[at].yaxis === "y2" ? 2000 : 0) + (state.traces[at].legendrank || 1000);
+    const usable = state.traces.map((_, at) => at)
+      .filter((at) => state.traces[at].visible && state.traces[at].hoverinfo !== "skip")
+      .sort((one, two) => rank(one) - rank(two) || one - two);
     const keys = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End", "PageUp", "PageDown"];
     if (!keys.includes(event.key) || !usable.length) return;
     event.preventDefault();
     let line = usable.indexOf(state.trace);
     const fresh = line < 0;
-    if (fresh) {
-      const first = (at) => (state.traces[at].yaxis === "y2" ? 2000 : 0) + (state.traces[at].legendrank || 1000);
-      line = usable.indexOf([...usable].sort((one, two) => first(one) - first(two))[0]);
-    }
-    if (event.key === "ArrowUp") line = (line + 1) % usable.length;
-    if (event.key === "ArrowDown") line = (line + usable.length - 1) % usable.length;
+    if (fresh) line = 0;
+    else if (event.key === "ArrowDown") line = (line + 1) % usable.length;
+    else if (event.key === "ArrowUp") line = (line + usable.length - 1) % usable.length;
     const trace = state.traces[usable[line]];
     const places = trace.type === "heatmap"
       ? trace.z.flatMap((row, y) => row.map((value, x) => [value, [y, x]])).filter(([value]) => value !== null)
