@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from analysis.bootstrap import drawdown_interval, growth_interval, sharpe_interval
+from analysis.bootstrap import Ends, drawdown_interval, growth_interval, sharpe_interval
 from analysis.frames import frame_path, group_slices, part_of, read_frame
 from analysis.metrics import cagr, max_drawdown, session_returns, sharpe
 from analysis.overfitting import archive_overfitting, snapshot_streams
-from analysis.paired import between_policies, sharpe_difference
+from analysis.paired import PAIRED_RESAMPLES, between_policies, sharpe_difference
 from analysis.power import detectable_difference
 from analysis.sharpe_tests import (
     deflated_sharpe_ratio,
@@ -50,6 +50,7 @@ def weigh(
     idle: bool = False,
     annual: float = 252,
     thorough: bool = True,
+    resamples: int = PAIRED_RESAMPLES,
 ) -> Evidence:
     """The evidence on one pair, from arrays; p-values not adjusted yet (``analysis.verdict.judged`` does).
 
@@ -62,8 +63,9 @@ def weigh(
         looks: Reads of the test span, at least 1.
         idle: Whether every survivor is idle on validation.
         annual: Sessions per year.
-        thorough: Also what the verdict does not need: overfitting, Hansen's and the stepwise test, the survivors
-            against each other.
+        thorough: Also what the verdict does not need: intervals of growth and drawdown, overfitting, Hansen's and the
+            stepwise test, the survivors against each other.
+        resamples: Of the paired tests.
     """
     policy = "ensemble" if "ensemble" in test else "survivor-1"
     returns = test[policy]
@@ -72,7 +74,8 @@ def weigh(
     ratio, moments = sharpe(returns, 1), shape(returns)
     long_enough = returns.size >= 2
     against = {
-        name: sharpe_difference(returns, stream, sessions_per_year=annual) for name, stream in sorted(baselines.items())
+        name: sharpe_difference(returns, stream, sessions_per_year=annual, resamples=resamples)
+        for name, stream in sorted(baselines.items())
     }
     benchmark, effective = (None, 0) if snapshots is None else selection_benchmark(snapshots)
     deflated = {}
@@ -82,7 +85,10 @@ def weigh(
     between: dict[str, Difference] = {}
     overfitting, spa_p = None, None
     superior: tuple[str, ...] = ()
+    growth: Ends = (None, None)
+    depth: Ends = (None, None)
     if thorough:
+        growth, depth = growth_interval(returns, sessions_per_year=annual), drawdown_interval(returns)
         survivors = {name: stream for name, stream in sorted(chosen.items()) if name != "ensemble"}
         compared = between_policies(survivors, sessions_per_year=annual)
         between = {f"{one} less {two}": difference for (one, two), difference in compared.items()}
@@ -97,8 +103,8 @@ def weigh(
         policy=policy,
         sessions=returns.size,
         sharpe=Interval(sharpe(returns, annual), *sharpe_interval(returns, sessions_per_year=annual)),
-        cagr=Interval(cagr(returns, annual), *growth_interval(returns, sessions_per_year=annual)),
-        max_drawdown=Interval(max_drawdown(returns), *(drawdown_interval(returns) if thorough else (None, None))),
+        cagr=Interval(cagr(returns, annual), *growth),
+        max_drawdown=Interval(max_drawdown(returns), *depth),
         probabilistic_sharpe=probabilistic_sharpe_ratio(ratio, 0.0, returns.size, *moments) if long_enough else None,
         against=against,
         deflated_sharpe=deflated.get("survivor-1"),
@@ -111,7 +117,7 @@ def weigh(
         looks=max(1, looks),
         deflated=deflated,
         between=between,
-        detectable=_detectable(returns, test, against, annual),
+        detectable=_detectable(returns, test, against, annual) if thorough else None,
         idle=idle,
     )
 

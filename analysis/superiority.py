@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.bootstrap import FEWEST, automatic_block, resampled_means
+from analysis.bootstrap import DEGENERATE, FEWEST, automatic_block, resampled_means
 from analysis.metrics import is_flat
 from rayconf.keys import derive_key
 
@@ -33,7 +33,8 @@ def studentised(differences: Mapping[str, Array], repetitions: int = REPETITIONS
     Returns:
         Names in alphabetical order, the studentised differences [D, K], and the longest automatic block of them.
     """
-    names = sorted(name for name, values in differences.items() if not is_flat(values))
+    # Accounts at one volatility that are the same differ by rounding.
+    names = sorted(name for name, values in differences.items() if values.std() > DEGENERATE)
     if not names:
         return [], np.empty((0, 0)), 1
     block = max(automatic_block(differences[name]) for name in names)
@@ -87,9 +88,17 @@ def superior_to(
     names, columns, block = studentised({name: base - _scaled(other) for name, other in baselines.items()}, repetitions)
     if base.size < FEWEST or not names:
         return ()
-    from arch.bootstrap import StepM
+    from arch.bootstrap import SPA
 
     seed = derive_key("stepwise", *columns.shape) % 2**32
-    test = StepM(np.zeros(base.size), -columns, size=level, block_size=block, reps=repetitions, nested=True, seed=seed)
-    test.compute()
-    return tuple(sorted(names[int(index)] for index in test.superior_models))
+    test = SPA(np.zeros(base.size), -columns, block_size=block, reps=repetitions, nested=True, seed=seed)
+    # arch.bootstrap.StepM takes the same steps, but raises where a later one leaves no baseline.
+    left = np.ones(len(names), bool)
+    while left.any():
+        test.subset(left)
+        test.compute()
+        beaten = [int(index) for index in test.better_models(level)]
+        if not beaten:
+            break
+        left[beaten] = False
+    return tuple(name for name, unbeaten in zip(names, left, strict=True) if not unbeaten)

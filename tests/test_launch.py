@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from analysis.frames import KEYS, schema_of
+from analysis.statistics import evidence
 from analysis.timing import first_gradient
 from envs.bars import load_bars
 from rayconf.sections import DataConfig
@@ -26,7 +27,7 @@ from tests.commands import MINUTES, command, environment, launch, tiny
 from tests.conftest import ROOT
 from tests.pbt.conftest import TINY
 
-FRAMES = ("progress", "lineage", "diversity", "validation", "daily", "summary", "events")
+FRAMES = ("progress", "lineage", "diversity", "validation", "daily", "summary", "evidence", "events")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,6 +64,7 @@ def test_summary_json_says_what_the_frames_say(undisturbed: Path) -> None:
     content = json.loads((undisturbed / "summary.json").read_text())
     assert content["status"] == "complete"
     summary = pd.read_parquet(undisturbed / "frames" / "summary.parquet")
+    found = evidence(undisturbed)  # from the frames alone, to the bit what the launch wrote
     for pair, entry in content["pairs"].items():
         of_pair = summary[summary.pair == pair]
         rows = of_pair.query("split == 'test' and policy == 'survivor-1'").set_index("scenario")
@@ -73,7 +75,11 @@ def test_summary_json_says_what_the_frames_say(undisturbed: Path) -> None:
         assert {"cash", "equal_weight", "vol_target", "hold_a", "hold_b", "zscore", "static_gross"} <= set(
             entry["baselines"]
         )
-        assert entry["verdict"].startswith("ensemble")
+        assert entry["verdict"] == found[pair].sentence()
+        assert entry["statistics"] == json.loads(json.dumps(found[pair].as_dict()))
+        deflated = of_pair.query("split == 'validation' and scenario == 'base'").set_index("policy").deflated_sharpe
+        assert deflated["survivor-1"] == entry["statistics"]["deflated_sharpe"]
+        assert deflated[["cash", "equal_weight"]].isna().all()
 
 
 def test_lineage_accounts_for_every_member(undisturbed: Path) -> None:

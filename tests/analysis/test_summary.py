@@ -8,12 +8,12 @@ import pytest
 from analysis import metrics
 from analysis.frames import KEYS, daily_schema, frame_path, read_frame, write_frame
 from analysis.summary import (
-    Comparison,
+    annual_sessions_of,
     build_summary,
-    compare,
     scenario_id,
     sessions_per_year,
     summarise,
+    with_deflated,
     write_summary,
 )
 from tests.analysis.frames_made import account, business_days, daily_table, survivors_of
@@ -167,22 +167,21 @@ def test_the_csv_holds_the_parquets_rows(summary: pa.Table, tmp_path: Path) -> N
                 assert float(text[name]) == value
 
 
-def test_the_comparison_is_paired_and_says_no_more_than_its_interval(daily: pa.Table) -> None:
-    found = compare(daily, "AAA/BBB")
-    assert found is not None
-    frame = daily.to_pandas()
-    part = frame[(frame.pair == "AAA/BBB") & (frame.scenario == "base") & (frame.split == "test")]
-    sharpes = {
-        name: metrics.sharpe(part[part.policy == name].net_return.to_numpy()) for name in ("ensemble", "equal_weight")
+def test_the_deflated_sharpe_ratio_stands_where_selection_looked(summary: pa.Table) -> None:
+    filled = with_deflated(summary, {"AAA/BBB": {"survivor-1": 0.3, "ensemble": 0.4}})
+    assert filled.schema.equals(summary.schema, check_metadata=True)
+    values = {
+        (row["pair"], row["split"], row["scenario"], row["policy"]): row["deflated_sharpe"]
+        for row in filled.to_pylist()
+        if row["deflated_sharpe"] is not None
     }
-    assert found.difference == pytest.approx(sharpes["ensemble"] - sharpes["equal_weight"])
-    assert found.days == 300
-    assert compare(daily, "XXX/YYY") is None
-    say = {
-        (-0.5, 0.5): "not distinguishable from equal weight",
-        (0.1, 0.5): "above equal weight",
-        (-0.5, -0.1): "below equal weight",
-        (None, None): "too few",
+    assert values == {
+        ("AAA/BBB", "validation", "base", "survivor-1"): 0.3,
+        ("AAA/BBB", "validation", "base", "ensemble"): 0.4,
     }
-    for (low, high), words in say.items():
-        assert words in Comparison("ensemble", "equal_weight", 0.0, low, high, 300).sentence()
+
+
+def test_sessions_per_year_are_read_back_from_the_summary(summary: pa.Table) -> None:
+    assert annual_sessions_of(summary.to_pylist()) == 252
+    assert annual_sessions_of([{"avg_daily_return": 0.0, "annualized_return": 0.0}]) is None
+    assert annual_sessions_of([{"avg_daily_return": 1e-3, "annualized_return": 1.001**365 - 1}]) == 365
