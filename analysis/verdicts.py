@@ -116,21 +116,27 @@ def _share(value: float) -> str:
 
 
 def audit_line(run: Path) -> str:
-    """What the audit of the run found, where there was one.
+    """What the look-ahead audit of the run found, where there was one.
 
     Raises:
-        UserError: ``audit.json`` is not a JSON object.
+        UserError: ``audit.json`` does not hold an audit.
     """
     path = run / "audit.json"
     if not path.is_file():
         return ""
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); run the audit again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: not a JSON object; run the audit again")
-    return f"<p>Audit: {text(found.get('result', 'no result'))}</p>"
+        found: Any = json.loads(path.read_text(encoding="utf-8"))["lookahead"]
+        pairs = list(found["pairs"].values())
+        decisions, cuts = sum(one["decisions"] for one in pairs), sum(len(one["cuts"]) for one in pairs)
+        leaks = [leak["told"] for one in pairs for leak in one["leaks"]]
+        date, result = str(found["date"]), str(found["result"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: holds no audit ({error!r}); write it again with pbt.audit --lookahead") from error
+    extent = f"{decisions:,} decisions at {cuts} cuts, {date}"
+    if leaks:
+        return f'<p class="alarm">LOOK-AHEAD FOUND, {len(leaks)} findings in {text(extent)}: {text(leaks[0])}</p>'
+    told = {"clean": "no look-ahead found", "inconclusive": "inconclusive"}.get(result, result)
+    return f"<p>Audit: {text(told)} in {text(extent)}.</p>"
 
 
 def _draws(streams: list[Array], block: int, sessions_per_year: float) -> list[Array]:

@@ -245,11 +245,17 @@ def test_looks_and_splits_are_told(run: Path, page: str, tmp_path: Path) -> None
     events = read_frame(frame_path(other, "events")).to_pylist()
     events += [{**events[-1], "seq": 90 + i, "kind": "look", "detail": "backtest"} for i in range(2)]
     write_frame(events, events_schema(), KEYS["events"], frame_path(other, "events"))
-    (other / "audit.json").write_text('{"result": "equal <to> the bit"}', encoding="utf-8")
+    pair = {"decisions": 1200, "cuts": [3, 9], "leaks": []}
+    audit = {"date": "2026-01-01", "result": "clean", "pairs": {"AAA/BBB": pair, "CCC/DDD": pair}}
+    (other / "audit.json").write_text(json.dumps({"lookahead": audit}), encoding="utf-8")
     again = report_html(other)
     assert "The test span was read <b>3 times</b>" in again
-    assert "equal &lt;to&gt; the bit" in again
+    assert "Audit: no look-ahead found in 2,400 decisions at 4 cuts, 2026-01-01." in again
     assert "config.yaml, complete" not in again, "a run without its config still has a report"
+    pair["leaks"] = [{"told": "survivor-1 at bar <7>"}]
+    (other / "audit.json").write_text(json.dumps({"lookahead": audit}), encoding="utf-8")
+    assert "LOOK-AHEAD FOUND, 2 findings in 2,400 decisions" in (found := report_html(other))
+    assert "survivor-1 at bar &lt;7&gt;" in found
 
 
 def test_the_command_writes_the_page_and_equal_frames_give_equal_pages(run: Path, page: str) -> None:
@@ -271,7 +277,7 @@ def test_mistakes_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([str(tmp_path / "nowhere")]) == 2
     assert "no such run" in told()
     made = make_run(tmp_path)
-    for name, content in (("config.yaml", "a: [1"), ("audit.json", "{")):
+    for name, content in (("config.yaml", "a: [1"), ("audit.json", "{"), ("audit.json", "[]")):
         (made / name).write_text(content)
         assert main([str(made)]) == 2
         assert name in told()

@@ -1,6 +1,7 @@
 """The report in a real browser: what it asks for, draws and tells, by mouse, keyboard, phone, paper and dark."""
 
 import base64
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,7 +194,9 @@ def test_hostile_names_stay_text(chrome: Browser, tmp_path: Path) -> None:
         unplayed=("cost1-lag1", f"cost1-lag2-{BAD}"),
         config=CONFIG,
     )
-    (run / "audit.json").write_text('{"result": "<b id=injected>"}', encoding="utf-8")
+    leak = {"decisions": 1, "cuts": [1], "leaks": [{"told": "<b id=injected>"}]}
+    audit = {"lookahead": {"date": BAD, "result": BAD, "pairs": {BAD: leak}}}
+    (run / "audit.json").write_text(json.dumps(audit), encoding="utf-8")
     path = write_report(run)
     page = chrome.open(path)
     for at in range(2):
