@@ -87,7 +87,7 @@ def digest(source: str) -> str:
 
 def library() -> str:
     """The source of plotly.js, as the installed package ships it."""
-    from plotly.offline import get_plotlyjs
+    from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
     return str(get_plotlyjs())
 

@@ -190,15 +190,19 @@ def _reproduction(folder: Path, run: _Run) -> list[str]:
     return parts
 
 
-def report_html(folder: Path) -> str:
+def report_html(folder: Path, found: Mapping[str, Evidence] | None = None) -> str:
     """The report of a run as one HTML document, from its frames alone; the config stands beside them where it exists.
+
+    Args:
+        folder: Directory of the run.
+        found: ``evidence(folder)`` where it is known; None: it is worked out.
 
     Raises:
         UserError: The run or one of the frames summary, daily, progress, lineage, validation and events is missing or
             unreadable, or the run has no test results.
     """
     run = _read(folder)
-    found = evidence(folder)
+    found = evidence(folder) if found is None else found
     payload = Payload()
     points = points_per_split(len(found))
     test = part_of(run.summary, window=run.window, split="test", scenario="base").to_pylist()
@@ -236,14 +240,18 @@ def report_html(folder: Path) -> str:
     return page(f"{name}: pairpbt report", head, body, payload)
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, found: Mapping[str, Evidence] | None = None) -> Path:
     """Write RUN/report.html and return its path.
+
+    Args:
+        run: Directory of the run.
+        found: As for ``report_html``.
 
     Raises:
         UserError: As ``report_html``.
     """
     path = run / "report.html"
-    write_text(path, report_html(run))
+    write_text(path, report_html(run, found))
     return path
 
 

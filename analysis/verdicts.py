@@ -63,7 +63,7 @@ def _named(pair: str, sentence: str) -> str:
 def _difference(found: Difference | None) -> str:
     if found is None:
         return NOTHING
-    p = "" if found.p is None else f", p {found.p:.3f}"
+    p = "" if found.p is None else f", p {_share(found.p)}"
     return f"{found.value:+.2f} {interval(found.low, found.high)}{p}"
 
 
@@ -112,7 +112,10 @@ def _with_ends(found: Interval) -> str:
 
 
 def _share(value: float) -> str:
-    return f"{value:.3f}"
+    """A probability; ends that rounding would reach are left open."""
+    if 0 < value < 5e-4:
+        return "< 0.001"
+    return "> 0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
 
 
 def audit_line(run: Path) -> str:

@@ -155,7 +155,7 @@ def finish(
     summary = write_summary(with_deflated(summary, {pair: one.deflated for pair, one in found.items()}), directory.path)
     directory.event("done")
     write_events(directory)
-    write_report(directory.path)
+    write_report(directory.path, found)
     write_summary_json(directory, summary, survivors, notes, found, "complete")  # last: it says that the run is whole
     print_final_table(summary, daily, {pair: one.sentence() for pair, one in found.items()})
     print(time_line(time_split(read_jsonl(directory.progress_journal))))
