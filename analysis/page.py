@@ -1,36 +1,13 @@
-"""The frame around a report: one HTML page that needs nothing from outside, and its style sheet."""
+"""The frame around a report: one HTML page that needs nothing from outside."""
 
 import html
 from collections.abc import Iterable, Sequence
+from importlib import resources
 
-STYLE = """
-:root{--ink:#1d2430;--soft:#5d6778;--line:#dfe3ea;--paper:#fff;--band:#f5f7fa;--c0:#1452cc;--c1:#0f9a8c;--c2:#7a4bd0;
---c3:#c2448f;--c4:#8a8f2a;--bar:#d9730d;--target:#a35a00;--member:#b9c2d0}
-@media (prefers-color-scheme:dark){:root{--ink:#e4e8ef;--soft:#9aa5b6;--line:#343c4a;--paper:#14181f;--band:#1c222c;
---c0:#6aa2ff;--c1:#3fd0bf;--c2:#b490ff;--c3:#ff86c4;--c4:#cfd35a;--bar:#ffa24d;--target:#e0a050;--member:#4a5464}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:1080px;margin:0 auto;padding:28px 20px 60px}
-h1{font-size:26px;margin:0 0 4px}h2{font-size:20px;margin:44px 0 6px;padding-top:14px;border-top:2px solid var(--line)}
-h3{font-size:15px;margin:26px 0 6px}p{margin:6px 0}.soft,figcaption,.empty{color:var(--soft)}
-.verdict{font-weight:600}.scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums;margin:6px 0}
-th,td{padding:4px 9px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
-th{color:var(--soft);font-weight:600;background:var(--band);vertical-align:bottom}
-th[title]{text-decoration:underline dotted;text-underline-offset:3px;cursor:help}
-th.text,td.text{text-align:left}td.wide{white-space:normal;min-width:260px}
-tr.ensemble td{font-weight:700;background:var(--band)}tr.baseline td{color:var(--soft)}
-figure{margin:8px 0 0}svg.chart{width:100%;height:auto;display:block}
-.grid{stroke:var(--line);stroke-width:1}.level{stroke:var(--soft);stroke-width:1;stroke-dasharray:2 3}
-.tick,.caption{font-size:11px;fill:var(--soft);font-family:inherit}
-.mark{fill:none;stroke-width:1.4;stroke-linejoin:round;stroke-linecap:round;stroke:var(--ink)}
-circle.mark{stroke-width:3}
-.headline{stroke:var(--c0);stroke-width:2.6}.survivor{stroke:var(--c4)}.s1{stroke:var(--c1)}.s2{stroke:var(--c2)}
-.s3{stroke:var(--c3)}.bar{stroke:var(--bar);stroke-width:1.8}.target{stroke:var(--target);stroke-dasharray:6 4}
-.member{stroke:var(--member);stroke-width:1}.middle{stroke:var(--bar);stroke-width:1.8;stroke-dasharray:6 4}
-.legend{display:flex;flex-wrap:wrap;gap:4px 18px;font-size:13px}.entry i{color:var(--soft)}
-.swatch{width:24px;height:8px;margin-right:6px}
-"""
+from analysis.payload import Figure, Payload, digest, library, packed
+
+PRINTED_WIDTH = 684
+"""CSS pixels of a chart across a printed page (A4 less its margins)."""
 
 
 def text(value: object) -> str:
@@ -43,28 +20,115 @@ def cell(content: str, kind: str = "") -> str:
     return f'<td class="{kind}">{text(content)}</td>' if kind else f"<td>{text(content)}</td>"
 
 
-def header(name: str, tooltip: str = "", kind: str = "") -> str:
-    """A column heading with its meaning as a tooltip."""
+def row_header(content: str, tooltip: str = "") -> str:
+    """The cell that names a row, with its meaning as a tooltip; both are escaped."""
     title = f' title="{text(tooltip)}"' if tooltip else ""
-    return f"<th{title}" + (f' class="{kind}"' if kind else "") + f">{text(name)}</th>"
+    return f'<th scope="row"{title}>{text(content)}</th>'
 
 
-def table(headers: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """A table that scrolls by itself where it is wider than the page.
+def header(name: str, tooltip: str = "", kind: str = "", link: str = "") -> str:
+    """A column heading with its meaning as a tooltip, or a link to a place of the page; all are escaped."""
+    title = f' title="{text(tooltip)}"' if tooltip else ""
+    content = f'<a href="{text(link)}">{text(name)}</a>' if link else text(name)
+    return f'<th scope="col"{title}' + (f' class="{kind}"' if kind else "") + f">{content}</th>"
+
+
+def table(label: str, headers: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], kind: str = "") -> str:
+    """A table that scrolls by itself, also by keyboard, where it is wider than the page.
 
     Args:
+        label: What the table holds, for those who do not see it.
         headers: Heading cells as HTML.
         rows: Per row its class and its cells as HTML.
+        kind: Class of the table.
     """
-    body = "".join(f'<tr class="{kind}">{"".join(cells)}</tr>' for kind, cells in rows)
-    return f'<div class="scroll"><table><thead><tr>{"".join(headers)}</tr></thead><tbody>{body}</tbody></table></div>'
+    body = "".join((f'<tr class="{kind}">' if kind else "<tr>") + "".join(cells) + "</tr>" for kind, cells in rows)
+    return (
+        f'<div class="scroll {kind}" role="region" aria-label="{text(label)}" tabindex="0"><table>'
+        f"<thead><tr>{''.join(headers)}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
-def page(title: str, body: Iterable[str]) -> str:
-    """The whole document. The empty icon keeps browsers from asking for one."""
+def folded(summary: str, body: str) -> str:
+    """A part that opens on demand; ``summary`` is escaped, ``body`` is HTML."""
+    return f"<details><summary>{text(summary)}</summary>{body}</details>"
+
+
+def code(content: str) -> str:
+    """Escaped text as it stands."""
+    return f'<pre tabindex="0">{text(content)}</pre>'
+
+
+def plot(payload: Payload, name: str, figure: Figure, caption: str = "", *, side: bool = False) -> str:
+    """The place of a chart; the figure itself goes into the payload.
+
+    Args:
+        payload: Takes the figure.
+        name: Its name, the page's own: letters, digits, dashes.
+        figure: The chart.
+        caption: What to see in it, as HTML.
+        side: The chart shares its row with others.
+    """
+    payload.add(name, figure)
+    width = PRINTED_WIDTH // 2 - 12 if side else PRINTED_WIDTH
+    hint = "Arrow keys go from point to point."
+    return (
+        f'<figure data-figure="{name}" data-print="{width}" style="--height:{figure.height}px">'
+        f'<div class="views" role="group" aria-label="Part shown"></div><div class="frame">'
+        f'<div class="canvas" role="application" aria-roledescription="chart" tabindex="0"'
+        f' aria-label="{text(figure.label)}. {hint}"></div></div>'
+        '<div class="legend" role="group" aria-label="Lines shown"></div>'
+        + (f"<figcaption>{caption}</figcaption>" if caption else "")
+        + "</figure>"
+    )
+
+
+def tabs(panels: Sequence[tuple[str, str]]) -> str:
+    """Panels of which one is shown at a time: title (escaped) and HTML of each. Without script all are shown."""
+    buttons = "".join(
+        f'<button type="button" role="tab" id="tab-{at}" aria-controls="panel-{at}">{text(title)}</button>'
+        for at, (title, _) in enumerate(panels)
+    )
+    alone = " alone" if len(panels) == 1 else ""
+    return f'<div class="tabs{alone}" role="tablist" aria-label="Pairs">{buttons}</div>' + "".join(
+        f'<section class="panel" role="tabpanel" id="panel-{at}" aria-labelledby="tab-{at}">{body}</section>'
+        for at, (_, body) in enumerate(panels)
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("analysis").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def page(title: str, head: Iterable[str], body: Iterable[str], payload: Payload) -> str:
+    """The whole document.
+
+    Its policy lets no request out and no script run but the page's own two, which it names by their digests.
+
+    Args:
+        title: Title, escaped here.
+        head: Parts above the first landmark, as HTML.
+        body: Parts of the main landmark, as HTML.
+        payload: The figures that the body has places for.
+    """
+    script, source = _asset("report.js"), library()
+    policy = (
+        f"default-src 'none'; script-src {digest(script)} {digest(source)}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{text(policy)}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{text(title)}</title><style>{STYLE}</style></head>'
-        f"<body><main>{''.join(body)}</main></body></html>\n"
+        '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
+        # The empty icon keeps browsers from asking for one.
+        f'<link rel="icon" href="data:,"><title>{text(title)}</title><style>{_asset("report.css")}</style></head>'
+        '<body><a class="skip" href="#main">Skip to the results</a>'
+        f'<header>{"".join(head)}</header><main id="main">'
+        '<noscript><p class="notice">Charts need JavaScript; every table can be read without.</p></noscript>'
+        '<p class="notice" id="trouble" hidden>This browser cannot unpack the charts: they need DecompressionStream '
+        "(Chrome 80, Firefox 113, Safari 16.4 or later). Every table can be read without.</p>"
+        f'{"".join(body)}</main><p class="live" id="live" aria-live="polite"></p><script>{script}</script>'
+        f'<script type="application/gzip;base64" id="figures">{payload.pack()}</script>'
+        f'<script type="application/gzip;base64" id="library">{packed(source.encode())}</script></body></html>\n'
     )

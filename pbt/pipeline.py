@@ -158,7 +158,7 @@ def finish(
     summary = write_summary(with_deflated(summary, {pair: one.deflated for pair, one in found.items()}), directory.path)
     directory.event("done")
     write_events(directory)
-    write_report(directory.path)
+    write_report(directory.path, found)
     verdicts = {pair: one.sentence() for pair, one in found.items()}
     tracking.results(verdicts)
     write_summary_json(directory, summary, survivors, notes, found, "complete")  # last: it says that the run is whole

@@ -1,6 +1,8 @@
 """Frames of an invented run: random returns, real Parquet."""
 
+import itertools
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +17,18 @@ from analysis.frames import (
     frame_path,
     lineage_schema,
     progress_schema,
+    summary_schema,
     validation_schema,
     write_frame,
 )
 from analysis.summary import build_summary, scenario_id, write_summary
 
 NAMES = ("learning_rate", "risk_penalty")
-SPANS = {"train": ("2015-01-01", 600), "validation": ("2017-06-01", 260), "test": ("2018-07-02", 300)}
-POLICIES = (
-    "ensemble",
-    "survivor-1",
-    "survivor-2",
-    "cash",
-    "equal_weight",
-    "vol_target",
-    "hold_a",
-    "hold_b",
-    "zscore",
-    "static_gross",
-)
+Spans = Mapping[str, tuple[str, int]]
+SPANS: Spans = {"train": ("2015-01-01", 600), "validation": ("2017-06-01", 260), "test": ("2018-07-02", 300)}
+BASELINES = ("cash", "equal_weight", "vol_target", "hold_a", "hold_b", "zscore", "static_gross")
+POLICIES = ("ensemble", "survivor-1", "survivor-2", *BASELINES)
+GRID = tuple(scenario_id(cost, lag) for cost in (1.0, 5.0, 10.0) for lag in (1, 2))
 
 
 def business_days(start: str, count: int) -> np.ndarray:
@@ -75,16 +70,22 @@ def account(
     )
 
 
-def daily_table(pairs: tuple[str, ...] = ("AAA/BBB", "CCC/DDD"), seed: int = 1) -> pa.Table:
+def daily_table(
+    pairs: tuple[str, ...] = ("AAA/BBB", "CCC/DDD"),
+    seed: int = 1,
+    *,
+    policies: Sequence[str] = POLICIES,
+    spans: Spans = SPANS,
+    grid: Sequence[str] = GRID,
+) -> pa.Table:
     rng = np.random.default_rng(seed)
     parts = []
-    grid = ["base", *[scenario_id(cost, lag) for cost in (1.0, 5.0, 10.0) for lag in (1, 2)]]
     for pair in pairs:
-        for split, (start, count) in SPANS.items():
+        for split, (start, count) in spans.items():
             dates = business_days(start, count)
             market = rng.normal(4e-4, 0.01, count)
-            for scenario in grid if split == "test" else ["base"]:
-                for policy in POLICIES:
+            for scenario in ["base", *grid] if split == "test" else ["base"]:
+                for policy in policies:
                     own = np.zeros(count) if policy == "cash" else 0.7 * market + rng.normal(2e-4, 0.004, count)
                     if policy == "equal_weight":
                         own = market
@@ -92,35 +93,49 @@ def daily_table(pairs: tuple[str, ...] = ("AAA/BBB", "CCC/DDD"), seed: int = 1) 
     return pa.concat_tables(parts)
 
 
-def survivors_of(pairs: tuple[str, ...]) -> list[dict[str, Any]]:
+def survivors_of(pairs: tuple[str, ...], count: int = 2) -> list[dict[str, Any]]:
     return [
-        {"pair": pair, "policy": f"survivor-{rank}", "rank": rank, "member": f"m0{rank}", "generation": rank}
+        {"pair": pair, "policy": f"survivor-{rank}", "rank": rank, "member": f"m0{rank % 4}", "generation": rank}
         for pair in pairs
-        for rank in (1, 2)
+        for rank in range(1, count + 1)
     ]
 
 
-def lineage_rows(pairs: tuple[str, ...], members: int = 4, generations: int = 3) -> list[dict[str, Any]]:
-    return [
-        {
-            "run": "made",
-            "arm": "pbt",
-            "window": 0,
-            "pair": pair,
-            "generation": generation,
-            "member": f"m0{member}",
-            "operation": "keep" if generation else "start",
-            "fitness": 0.1 * member if generation else None,
-        }
-        for pair in pairs
-        for generation in range(generations + 1)
-        for member in range(members)
-    ]
+def lineage_rows(
+    pairs: tuple[str, ...], members: int = 4, generations: int = 3, names: Sequence[str] = NAMES
+) -> list[dict[str, Any]]:
+    """Every member keeps its state, but after generation 1 the last one copies m01 and doubles its values."""
+    rows = []
+    for pair in pairs:
+        values = {member: 1e-4 * (1 + member) for member in range(members)}
+        for generation, member in itertools.product(range(generations + 1), range(members)):
+            copies = generation == 1 and member == members - 1
+            if copies:
+                values[member] = 2 * values[1]
+            operation = "exploit" if copies else "stop" if generation == generations else "keep"
+            rows.append(
+                {
+                    "run": "made",
+                    "arm": "pbt",
+                    "window": 0,
+                    "pair": pair,
+                    "generation": generation,
+                    "member": f"m0{member}",
+                    "operation": operation if generation else "start",
+                    "parent_member": "m01" if copies else f"m0{member}",
+                    "parent_generation": generation,
+                    "fitness": 0.1 * member if generation else None,
+                    **{f"hp_{name}": values[member] for name in names},
+                }
+            )
+    return rows
 
 
-def validation_table(pairs: tuple[str, ...], members: int = 4, generations: int = 3, seed: int = 9) -> pa.Table:
+def validation_table(
+    pairs: tuple[str, ...], members: int = 4, generations: int = 3, seed: int = 9, spans: Spans = SPANS
+) -> pa.Table:
     rng = np.random.default_rng(seed)
-    start, count = SPANS["validation"]
+    start, count = spans["validation"]
     dates = business_days(start, count)
     parts = []
     for pair in pairs:
@@ -133,11 +148,54 @@ def validation_table(pairs: tuple[str, ...], members: int = 4, generations: int 
     return pa.concat_tables(parts)
 
 
-def make_run(folder: Path, pairs: tuple[str, ...] = ("AAA/BBB", "CCC/DDD"), note: str = "9 bars dropped") -> Path:
-    """Frames of a whole run; ``note`` stands in the plan event."""
-    run = folder / "made"
-    daily = write_frame(daily_table(pairs), daily_schema(), KEYS["daily"], frame_path(run, "daily"))
-    write_summary(build_summary(daily, survivors_of(pairs), base_cost_bps=2.0, base_lag=1), run)
+def with_scenarios(summary: pa.Table, scenarios: Sequence[str]) -> pa.Table:
+    """A summary that also holds test rows for scenarios that were never played: the base figures, a little lower."""
+    base = [row for row in summary.to_pylist() if row["split"] == "test" and row["scenario"] == "base"]
+    rows = [
+        {
+            **row,
+            "scenario": scenario,
+            "cost_bps": float(1 + at % 6),
+            "lag": 1 + at % 2,
+            "annualised_sharpe": row["annualised_sharpe"] - 0.01 * at,
+        }
+        for at, scenario in enumerate(scenarios)
+        for row in base
+    ]
+    return pa.concat_tables([summary, pa.Table.from_pylist(rows, schema=summary_schema())])
+
+
+def make_run(
+    folder: Path,
+    pairs: tuple[str, ...] = ("AAA/BBB", "CCC/DDD"),
+    note: str = "9 bars dropped",
+    *,
+    name: str = "made",
+    names: Sequence[str] = NAMES,
+    survivors: int = 2,
+    spans: Spans = SPANS,
+    unplayed: Sequence[str] = (),
+    config: str = "",
+) -> Path:
+    """Frames of a whole run.
+
+    Args:
+        folder: Where the run's directory is made.
+        pairs: Its pairs.
+        note: Stands in the plan event.
+        name: Its name.
+        names: Its hyperparameters.
+        survivors: Survivors per pair.
+        spans: First day and number of days of each split.
+        unplayed: Scenarios that stand in summary alone, instead of the grid.
+        config: What config.yaml holds; none without.
+    """
+    run = folder / name
+    policies = ("ensemble", *[f"survivor-{rank}" for rank in range(1, survivors + 1)], *BASELINES)
+    made = daily_table(pairs, policies=policies, spans=spans, grid=() if unplayed else GRID)
+    daily = write_frame(made, daily_schema(), KEYS["daily"], frame_path(run, "daily"))
+    summary = build_summary(daily, survivors_of(pairs, survivors), base_cost_bps=2.0, base_lag=1)
+    write_summary(with_scenarios(summary, unplayed), run)
     rng = np.random.default_rng(5)
     progress = [
         {
@@ -151,8 +209,7 @@ def make_run(folder: Path, pairs: tuple[str, ...] = ("AAA/BBB", "CCC/DDD"), note
             "env_steps": 100 * (iteration + 1),
             "fitness": float(rng.normal()) if iteration % 2 else None,
             "fitness_se": 0.3 if iteration % 2 else None,
-            "hp_learning_rate": 10 ** rng.uniform(-5, -3),
-            "hp_risk_penalty": 1.0,
+            **{f"hp_{item}": 10 ** rng.uniform(-5, -3) for item in names},
             "learner_seconds": 0.75,
             "env_seconds": 0.25,
             "wall_time": 1.7e9 + iteration,
@@ -161,9 +218,11 @@ def make_run(folder: Path, pairs: tuple[str, ...] = ("AAA/BBB", "CCC/DDD"), note
         for member in range(4)
         for iteration in range(8)
     ]
-    write_frame(progress, progress_schema(NAMES), KEYS["progress"], frame_path(run, "progress"))
-    write_frame(lineage_rows(pairs), lineage_schema(NAMES), KEYS["lineage"], frame_path(run, "lineage"))
-    write_frame(validation_table(pairs), validation_schema(), KEYS["validation"], frame_path(run, "validation"))
+    write_frame(progress, progress_schema(names), KEYS["progress"], frame_path(run, "progress"))
+    lineage = lineage_rows(pairs, names=names)
+    write_frame(lineage, lineage_schema(names), KEYS["lineage"], frame_path(run, "lineage"))
+    validation = validation_table(pairs, spans=spans)
+    write_frame(validation, validation_schema(), KEYS["validation"], frame_path(run, "validation"))
     detail = json.dumps({"dropped": note, "splits": {"train": ["2015-01-01", "2017-04-19"]}})
     events = [
         {"run": "made", "wall_time": 1.7e9, "seq": 0, "kind": "start"},
@@ -175,4 +234,6 @@ def make_run(folder: Path, pairs: tuple[str, ...] = ("AAA/BBB", "CCC/DDD"), note
         {"run": "made", "wall_time": 1.7e9 + 61, "seq": 51, "kind": "done"},
     ]
     write_frame(events, events_schema(), KEYS["events"], frame_path(run, "events"))
+    if config:
+        (run / "config.yaml").write_text(config, encoding="utf-8")
     return run
