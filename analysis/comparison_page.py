@@ -10,7 +10,7 @@ import numpy as np
 from analysis.collection import FinishedRun
 from analysis.comparison import Group, group_runs, market_follows_seed, same_prices, seed_difference
 from analysis.labels import NOTHING, interval, percent, plain, shown
-from analysis.page import page, text
+from analysis.page import still_page, text
 from analysis.paired import SeedComparison
 from analysis.verdict import holm
 
@@ -261,4 +261,4 @@ def comparison_html(
     if len(groups) > 1:
         body += ["<h2>Differences, paired by seed</h2>", difference_table(groups, pairs)]
     body += ["<h2>Every run</h2>", runs_table(groups)]
-    return page(f"{title}: runs compared", body)
+    return still_page(f"{title}: runs compared", body)

@@ -100,10 +100,39 @@ def _asset(name: str) -> str:
     return resources.files("analysis").joinpath("assets", name).read_text(encoding="utf-8")
 
 
-def page(title: str, head: Iterable[str], body: Iterable[str], payload: Payload) -> str:
-    """The whole document.
+def _policy(*scripts: str) -> str:
+    """The page's own rules: no request goes out, and no script runs but these, named by their digests."""
+    allowed = " ".join(map(digest, scripts)) or "'none'"
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
 
-    Its policy lets no request out and no script run but the page's own two, which it names by their digests.
+
+def _document(title: str, policy: str, body: str) -> str:
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{text(policy)}">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
+        # The empty icon keeps browsers from asking for one.
+        f'<link rel="icon" href="data:,"><title>{text(title)}</title><style>{_asset("report.css")}</style></head>'
+        f'<body><a class="skip" href="#main">Skip to the results</a>{body}</body></html>\n'
+    )
+
+
+def still_page(title: str, body: Iterable[str]) -> str:
+    """A whole document without script.
+
+    Args:
+        title: Title, escaped here.
+        body: Parts of the main landmark, as HTML.
+    """
+    return _document(title, _policy(), f'<main id="main">{"".join(body)}</main>')
+
+
+def page(title: str, head: Iterable[str], body: Iterable[str], payload: Payload) -> str:
+    """A whole document with charts.
 
     Args:
         title: Title, escaped here.
@@ -112,23 +141,14 @@ def page(title: str, head: Iterable[str], body: Iterable[str], payload: Payload)
         payload: The figures that the body has places for.
     """
     script, source = _asset("report.js"), library()
-    policy = (
-        f"default-src 'none'; script-src {digest(script)} {digest(source)}; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
-    )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{text(policy)}">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
-        # The empty icon keeps browsers from asking for one.
-        f'<link rel="icon" href="data:,"><title>{text(title)}</title><style>{_asset("report.css")}</style></head>'
-        '<body><a class="skip" href="#main">Skip to the results</a>'
+    return _document(
+        title,
+        _policy(script, source),
         f'<header>{"".join(head)}</header><main id="main">'
         '<noscript><p class="notice">Charts need JavaScript; every table can be read without.</p></noscript>'
         '<p class="notice" id="trouble" hidden>This browser cannot unpack the charts: they need DecompressionStream '
         "(Chrome 80, Firefox 113, Safari 16.4 or later). Every table can be read without.</p>"
         f'{"".join(body)}</main><p class="live" id="live" aria-live="polite"></p><script>{script}</script>'
         f'<script type="application/gzip;base64" id="figures">{payload.pack()}</script>'
-        f'<script type="application/gzip;base64" id="library">{packed(source.encode())}</script></body></html>\n'
+        f'<script type="application/gzip;base64" id="library">{packed(source.encode())}</script>',
     )
