@@ -52,6 +52,24 @@ def test_alpha_and_beta_are_ordinary_least_squares() -> None:
     assert metrics.alpha_beta(RETURNS, np.zeros(757), 252) == pytest.approx((RETURNS.mean() * 252, 0.0))
 
 
+def test_beta_and_extreme_sessions_agree_with_empyrical() -> None:
+    assert metrics.alpha_beta(RETURNS, MARKET)[1] == pytest.approx(empyrical.beta(RETURNS, MARKET), rel=1e-10)
+    alpha = metrics.alpha_beta(RETURNS, MARKET, 252)[0]  # empyrical compounds it over the year, this column does not
+    assert (1 + alpha / 252) ** 252 - 1 == pytest.approx(empyrical.alpha(RETURNS, MARKET, annualization=252), rel=1e-9)
+
+
+def test_the_original_logs_final_and_cumulative_columns(shared) -> None:
+    text = (shared / "origin" / "000_9bcf52c95faf4f0e.txt").read_text(encoding="utf-8")
+    row = r"^\| \w+ \| ([\d.]+) \| ([+-][\d.]+)% \| -?[\d.]+ \| [\d.]+% \| (-[\d.]+)% \|$"
+    rows = re.findall(row, text, re.MULTILINE)
+    assert len(rows) == 8
+    for final, cumulative, drawdown in rows:
+        path = np.array([float(drawdown) / 100, float(final) / (1 + float(drawdown) / 100) - 1])
+        equity = metrics.equity_curve(path)
+        assert f"{100 * (equity[-1] - 1):+.2f}" == cumulative
+        assert f"{100 * metrics.max_drawdown(path):.2f}" == drawdown
+
+
 def test_the_original_logs_annualised_column(shared) -> None:
     text = (shared / "origin" / "000_9bcf52c95faf4f0e.txt").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\S+) \| (\S+) \| (\d+) \| (-?[\d.]+) \| (-?[\d.]+) \| (-?[\d.]+) \|$", text, re.MULTILINE)

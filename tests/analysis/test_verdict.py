@@ -5,13 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy.stats import binom
 
 from analysis.frames import KEYS, evidence_schema, frame_path, read_frame, write_frame
-from analysis.statistics import evidence, evidence_rows, weigh
+from analysis.statistics import evidence, evidence_of, evidence_rows, weigh
 from analysis.verdict import ABOVE, BARS, BELOW, IDLE, NOISE, SHORT, Difference, Evidence, judged
-from benchmarks.verdicts import NULLS, SKILLS, STRONG, World, rates
+from benchmarks import verdicts
+from benchmarks.verdicts import NULLS, SKILLS, STRONG, TESTS, World, rates
 from tests.analysis.frames_made import make_run
 
 RNG = np.random.default_rng(12)
@@ -155,6 +157,29 @@ def test_evidence_comes_from_frames_alone_and_repeats(run: Path) -> None:
         )
 
 
+def test_looks_trials_and_idleness_are_read_from_the_frames(run: Path) -> None:
+    names = ("daily", "validation", "lineage", "events")
+    daily, validation, lineage, events = (read_frame(frame_path(run, name)) for name in names)
+    rows = lineage.to_pylist()
+    rows.append({**rows[-1], "member": "m99"})  # a trial whose stream is lost was a trial all the same
+    looked = events.to_pylist()
+    looked += [{"kind": "look", "pair": "AAA/BBB"}] * 2 + [{"kind": "look", "pair": None}]
+    gross = daily.column("gross").to_numpy().copy()
+    still = np.array([policy.startswith("survivor-") for policy in daily.column("policy").to_pylist()])
+    still &= np.array(daily.column("pair").to_pylist()) == "CCC/DDD"
+    gross[still] = 0.04
+    index = daily.schema.get_field_index("gross")
+    daily = daily.set_column(index, daily.schema.field(index), pa.array(gross))
+    found = evidence_of(daily, validation, rows, looked, thorough=False)
+    assert [one.looks for one in found.values()] == [4, 2]
+    assert [one.trials for one in found.values()] == [12, 13]
+    assert [one.idle for one in found.values()] == [False, True]
+    assert found["CCC/DDD"].sentence().startswith("no policy beat cash on validation: Sharpe ")
+    once = evidence_of(daily, validation, rows, events.to_pylist(), thorough=False)
+    for name, difference in once["AAA/BBB"].against.items():
+        assert found["AAA/BBB"].against[name].p == min(1.0, 4 * (difference.p or 0)), name
+
+
 def test_the_frame_holds_every_figure(run: Path, tmp_path: Path) -> None:
     found = evidence(run)
     table = write_frame(
@@ -174,3 +199,18 @@ def test_the_frame_holds_every_figure(run: Path, tmp_path: Path) -> None:
         assert rows[pair, "ensemble", "trials", ""]["value"] == 12
         verdicts = [key for key in rows if key[0] == pair and key[2] == "verdict"]
         assert [rows[key]["detail"] for key in verdicts] == [one.sentence()]
+
+
+def test_the_benchmark_prints_rates_with_intervals_and_power_beside_the_plan(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdicts.main(["--draws", "2"])
+    text = capsys.readouterr().out
+    for name in (*[test[0] for test in TESTS], *[world.name for world in (*NULLS, *SKILLS)]):
+        assert f"\n{name}" in text
+    assert text.count("planned ") == len(SKILLS) + 1
+    assert verdicts.share(0, 10)[1:] == pytest.approx((0.0, 1 - 0.025**0.1))
+    verdicts.main(["--runs", str(run)])
+    text = capsys.readouterr().out
+    assert text.count("made ") == 2
+    assert "AAA/BBB pbt: mean " in text
