@@ -16,8 +16,8 @@ WINDOWS: dict[str, tuple[str, str]] = {
     "2022": ("2022-01-01", "2023-01-01"),
 }
 """First day, and the day after the last, by name."""
-FEWEST = 21
-"""Sessions that a window needs to be shown."""
+SHARE = 0.5
+"""Sessions that a window needs to be shown, as a share of its weekdays."""
 
 
 def stress_rows(daily: pa.Table) -> list[dict[str, Any]]:
@@ -29,7 +29,7 @@ def stress_rows(daily: pa.Table) -> list[dict[str, Any]]:
     Returns:
         Mappings of split, scenario, pair, policy, ``stress`` (the window's name), first and last day (ISO dates) and
         number of sessions, cumulative return, maximum drawdown (within the window), Sharpe ratio and CAGR. Windows of
-        fewer than 21 sessions are left out.
+        which the dates hold less than half are left out.
     """
     rows = []
     dates, net = (daily.column(name).to_numpy() for name in ("date", "net_return"))
@@ -38,7 +38,7 @@ def stress_rows(daily: pa.Table) -> list[dict[str, Any]]:
         for name, (start, stop) in WINDOWS.items():
             first, last = np.searchsorted(dates[part], np.array([start, stop], "datetime64[us]"))
             returns, days = session_returns(net[part][first:last], dates[part][first:last])
-            if len(days) >= FEWEST:
+            if len(days) >= SHARE * np.busday_count(start, stop):
                 rows.append(
                     {
                         "split": split,

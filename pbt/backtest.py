@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--splits", default="test", metavar="A,B", help="some of train,validation,test (default: test, which is a look)"
     )
+    parser.add_argument("--pairs", metavar="A/B,C/D", help="some of the run's pairs (default: all)")
     parser.add_argument(
         "--csv", action="store_true", help="write decisions-AAA_BBB.csv with the original log's columns"
     )
@@ -94,10 +95,11 @@ def _backtest(args: argparse.Namespace) -> Path:
     from pbt.scenarios import check_spans, parse_grid, parse_splits, with_grid
 
     grid, splits = parse_grid(args.grid), parse_splits(args.splits)
-
     finished = FinishedRun.open(args.run)
     if args.data_dir is None:
         require_prices(args.run, finished.run)
+    if args.pairs is not None:
+        finished = finished.only([pair.strip() for pair in args.pairs.split(",")], "--pairs")
     run = with_grid(finished.on_data(args.data_dir), grid)
     policies = _policies(finished)
     _check_policy(args, policies)
@@ -166,6 +168,7 @@ def _simulate(
 
     base: list[pa.Table] = []
     summaries: list[pa.Table] = []
+    prepared = {pair: finished.prepared(pair) for pair in policies}
     kept = None if args.all_daily else (ENSEMBLE, EQUAL_WEIGHT)
 
     def passing(simulator: Simulator) -> "Iterator[pa.Table]":
@@ -176,7 +179,8 @@ def _simulate(
             yield table
 
     with start_ray(run.resources, args.address):
-        simulator = Simulator.start(run, name, {pair: ray.put(markets[pair]) for pair in policies}, policies)
+        references = {pair: ray.put(markets[pair]) for pair in policies}
+        simulator = Simulator.start(run, name, references, policies, prepared)
         asked = {
             (pair, split): probing.remote(*simulator.of(pair, split), split) for pair in policies for split in splits
         }

@@ -5,7 +5,7 @@ not: its test span begins where it began, and its features are scaled by what tr
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from rayconf.run_config import RunConfig
 
 if TYPE_CHECKING:
     from algos.policy import Policy
+    from pbt.simulator import Prepared
 
 Fills = dict[str, tuple[np.datetime64, np.datetime64]]
 """Dates of the first and the last fill by split."""
@@ -57,6 +58,13 @@ class FinishedRun:
         """Pairs with survivors, in the run's order."""
         return list(dict.fromkeys(row["pair"] for row in self.known))
 
+    def only(self, pairs: Sequence[str], flag: str) -> "FinishedRun":
+        """The same run with some of its pairs alone. Raises ``UserError`` naming the flag where it has no such pair."""
+        for pair in pairs:
+            if pair not in self.pairs:
+                raise UserError(f"{flag}: {pair!r} is no pair of this run; choose from {', '.join(self.pairs)}")
+        return replace(self, known=tuple(row for row in self.known if row["pair"] in pairs))
+
     def policies(self, pair: str) -> dict[str, "Policy"]:
         """The survivors of a pair by name, best first."""
         from algos.policy import Policy
@@ -89,6 +97,20 @@ class FinishedRun:
             return Scaler.from_json(texts[first])
         except ValueError as error:
             raise UserError(f"{first}: {error}") from error
+
+    def prepared(self, pair: str) -> "Prepared":
+        """What the run's baselines were fitted to, on its own prices. Raises ``UserError`` where it does not say."""
+        from pbt.baselines import Z_GRID
+        from pbt.simulator import Prepared
+
+        path = self.directory.summary_json
+        try:
+            entry = json.loads(path.read_text())["pairs"][pair]
+            rule = next(rule for rule in Z_GRID if str(rule) == entry["zscore"])
+            a, b = entry["static_gross"]
+            return Prepared(rule, (float(a), float(b)))
+        except (KeyError, ValueError, TypeError, StopIteration) as error:
+            raise UserError(f"{path}: does not say what the baselines of {pair} were fitted to") from error
 
     def on_data(self, folder: str | None) -> RunConfig:
         """The run's config, on the prices of another directory where one is given."""

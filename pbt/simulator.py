@@ -250,12 +250,20 @@ class Simulator:
 
     @classmethod
     def start(
-        cls, run: RunConfig, name: str, markets: Mapping[str, ray.ObjectRef], policies: Mapping[str, Policies]
+        cls,
+        run: RunConfig,
+        name: str,
+        markets: Mapping[str, ray.ObjectRef],
+        policies: Mapping[str, Policies],
+        prepared: Mapping[str, Prepared] | None = None,
     ) -> "Simulator":
-        """Put what the tasks share, once, and begin to fit the baselines."""
+        """Put what the tasks share, once, and begin to fit the baselines unless they are ``prepared``."""
         config = ray.put(run)
         chosen = {pair: ray.put(dict(of_pair)) for pair, of_pair in policies.items()}
-        preparing = {pair: _prepare.remote(markets[pair], config, chosen[pair]) for pair in policies}
+        if prepared is None:
+            preparing = {pair: _prepare.remote(markets[pair], config, chosen[pair]) for pair in policies}
+        else:
+            preparing = {pair: ray.put(prepared[pair]) for pair in policies}
         rows = {pair: len(own) + BASELINES for pair, own in policies.items()}
         return cls(name, config, markets, chosen, preparing, rows)
 

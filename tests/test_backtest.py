@@ -141,6 +141,28 @@ def test_other_prices_move_no_split_and_a_foreign_run_is_left_alone(
     assert f"--out: {out} exists and is not empty" in capsys.readouterr().err
 
 
+def test_prices_of_the_test_span_alone_are_enough(run: Path, tmp_path: Path) -> None:
+    """Nothing is fitted anew, neither scaler nor baselines, and features remember no more than their windows."""
+    config = FinishedRun.open(run).run
+    write_prices(tmp_path / "prices", config, config.synthetic.bars)
+    first = daily(run, split="test", scenario="base", policy="survivor-1")
+    start = first.index.get_level_values("date").min()
+    for path in (tmp_path / "prices").iterdir():
+        frame = pd.read_parquet(path)
+        begin = int(frame.date.searchsorted(start)) - 251
+        frame.iloc[begin:].to_parquet(path)
+    out = tmp_path / "elsewhere"
+    assert (
+        main([str(run), "--grid", "costs=3", "lag=1", "--data-dir", str(tmp_path / "prices"), "--out", str(out)]) == 0
+    )
+    for policy in ("survivor-1", "static_gross", "zscore", "zscore_textbook"):
+        again = daily(out, split="test", scenario="base", policy=policy).reset_index().drop(columns="run")
+        own = daily(run, split="test", scenario="base", policy=policy).reset_index().drop(columns="run")
+        # a rule remembers a position from before the prices begin until its next signal
+        rows = slice(None) if policy in ("survivor-1", "static_gross") else slice(150, None)
+        pd.testing.assert_frame_equal(again[rows].drop(columns="equity"), own[rows].drop(columns="equity"))
+
+
 def break_and_probe(*arguments: Any) -> Any:
     """The probe of a task in which trading pays."""
     from envs import ledger
@@ -164,7 +186,7 @@ def test_returns_that_rise_with_costs_end_the_command(
 
     monkeypatch.setattr(pbt.scenarios, "probing", ray.remote(num_cpus=1)(break_and_probe))
     before = files(run)
-    assert main([str(run), "--grid", "costs=1,5", "lag=1", "--splits", "validation"]) == 1
+    assert main([str(run), "--grid", "costs=1,5", "lag=1", "--splits", "validation", "--pairs", "SYNA/SYNB"]) == 1
     told, errors = capsys.readouterr()
     assert told == ""
     assert errors.startswith("pairpbt: THE ACCOUNTING IS BROKEN: equity rises with costs; nothing was written")
@@ -178,6 +200,7 @@ MISTAKES = {
     "no run": (["nowhere"], "nowhere holds no run"),
     "split": (["RUN", "--splits", "tset"], "--splits: 'tset' is no split; list some of train, validation, test"),
     "lag": (["RUN", "--grid", "lag=4", "--splits", "train,test"], "lag=4 decides before the first features of train"),
+    "pairs": (["RUN", "--pairs", "A/B"], "--pairs: 'A/B' is no pair of this run; choose from SYNA/SYNB, SYNC/SYND"),
     "leverage": (["RUN", "--grid", "leverage=-1"], "--grid: backtest.leverages.0"),
     "policy": (["RUN", "--csv", "--policy", "nobody"], "--policy: SYNA/SYNB has no 'nobody'; choose one of ensemble"),
     "prices": (["RUN", "--data-dir", "nowhere"], "data.dir: nowhere is no directory"),

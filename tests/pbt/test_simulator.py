@@ -345,3 +345,29 @@ def test_tasks_run_side_by_side_on_markets_put_once_and_equal_one_process(
     assert written.equals(daily)  # it came in the order of its key
     assert set(daily["run"].to_pylist()) == {"made"}
     assert all(daily[name].null_count == 0 for name in daily.schema.names)
+
+
+def test_a_grid_is_dealt_to_all_cpus_and_its_rows_are_the_same(
+    ray_session: None, tmp_path: Path, tiny_run: RunConfig, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pair and one split are no longer one task: two meet on two CPUs, and smaller shares give the same frame."""
+    known = [{"pair": PAIR, "policy": name, "rank": 1, "member": "m00", "generation": 1} for name in LEARNED[1:]]
+    whole: dict[int, pa.Table] = {}
+    for cells in (backtest_module.CELLS, 1):
+        monkeypatch.setattr(backtest_module, "CELLS", cells)
+        folder = tmp_path / str(cells)
+        folder.mkdir()
+        monkeypatch.setattr(backtest_module, "_deal", meeting(folder, 2))
+        simulator = backtest_module.Simulator.start(
+            tiny_run, "made", {PAIR: ray.put(case.market)}, {PAIR: case.policies}, {PAIR: case.prepared}
+        )
+        summaries: list[pa.Table] = []
+        blocks = list(simulator.blocks({"test": scenarios(tiny_run)}, known, ("ensemble",), summaries))
+        assert [name for name, _ in blocks] == sorted(one.name for one in scenarios(tiny_run))
+        assert len(list(folder.iterdir())) == (2 if cells > 1 else len(blocks))
+        whole[cells] = pa.concat_tables([table for _, table in blocks])
+        assert pa.concat_tables(summaries).num_rows == len(blocks) * len({*LEARNED, *BASELINES})
+    first, second = whole.values()
+    assert first.equals(second)
+    expected = [case.test[key] for key in sorted(case.test) if key[0] == "base" or key[1] == "ensemble"]
+    assert first.equals(pa.concat_tables(expected))
