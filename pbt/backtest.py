@@ -96,10 +96,10 @@ def _backtest(args: argparse.Namespace) -> Path:
 
     grid, splits = parse_grid(args.grid), parse_splits(args.splits)
     finished = FinishedRun.open(args.run)
-    if args.data_dir is None:
-        require_prices(args.run, finished.run)
     if args.pairs is not None:
         finished = finished.only([pair.strip() for pair in args.pairs.split(",")], "--pairs")
+    if args.data_dir is None:
+        require_prices(args.run, finished.run)
     run = with_grid(finished.on_data(args.data_dir), grid)
     policies = _policies(finished)
     _check_policy(args, policies)
