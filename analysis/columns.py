@@ -51,7 +51,9 @@ MEMBER = _text("member", "Member of the pair's population, m00 and up.")
 GENERATION = _whole("generation", "", "Generation of the population, from 0.")
 SPLIT = _text("split", "Part of the calendar.", "train", "validation", "test")
 SCENARIO = _text(
-    "scenario", "Terms of the backtest: base (the run's own costs and lag) or e.g. cost5-lag2 (bps per side, bars)."
+    "scenario",
+    "Terms of the backtest: base (the run's own) or e.g. cost5-lag2 (bps per side, bars), with -lev1.0 and -borrow0.05 "
+    "where leverage limit and borrow rate are not the run's.",
 )
 POLICY = _text(
     "policy",
@@ -125,7 +127,9 @@ LINEAGE = (
         "lost",
         "stop",
     ),
-    _text("parent_member", "Member that trained the state that goes on; PAIR:member:generation if of another pair."),
+    _text(
+        "parent_member", "Member that trained the state that goes on; PAIR:member:generation if of another pair or run."
+    ),
     _whole("parent_generation", "", "Generation that trained it; 0: none."),
     _text("copied", "What was taken from the parent.", "none", "weights", "all"),
     FITNESS,

@@ -176,7 +176,7 @@ def judged(found: Sequence[Evidence]) -> list[Evidence]:
 
 def holm(p_values: Sequence[float], looks: Sequence[int] | None = None) -> list[float]:
     """p-values adjusted for their number (Holm 1979), each times its number of looks (Bonferroni), at most 1."""
-    from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped]
+    from statsmodels.stats.multitest import multipletests
 
     # One p-value is its own; statsmodels would collect garbage for it all the same.
     adjusted = multipletests(list(p_values), method="holm")[1] if len(p_values) > 1 else p_values
