@@ -38,6 +38,14 @@ def plain(value: float) -> str:
     return f"{value + 0.0:.2f}" if abs(value) >= 0.005 else "0.00"
 
 
+def probability(value: float, digits: int = 3) -> str:
+    """A probability that an estimate gives: never certain, however it is rounded."""
+    smallest = 10.0**-digits
+    if value < smallest / 2:
+        return f"< {smallest:.{digits}f}"
+    return f"> {1 - smallest:.{digits}f}" if value >= 1 - smallest / 2 else f"{value:.{digits}f}"
+
+
 def shown(value: float | None, form: Callable[[float], str]) -> str:
     """The value in a form, or a dash for null."""
     return NOTHING if value is None else form(value)

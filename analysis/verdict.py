@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from analysis.labels import plain, policy_label
+from analysis.labels import plain, policy_label, probability
 
 BARS = ("cash", "equal_weight", "vol_target")
 """Baselines that the headline must all beat before it is said to be above anything."""
@@ -209,7 +209,7 @@ def _sentence(found: Evidence) -> str:
         figures.append(f"difference to {_name(name)} {bar.value:+.2f}{_interval(bar.low, bar.high)}")
     if found.deflated_sharpe is not None:
         trials = f"{found.effective_trials} effective of {found.trials} trials"
-        figures.append(f"validation deflated Sharpe {found.deflated_sharpe:.2f} over {trials}")
+        figures.append(f"validation deflated Sharpe {probability(found.deflated_sharpe, 2)} over {trials}")
     worse = [_name(other) for other in OTHERS if other in found.against and _beaten(found.against[other])]
     but = f", but below {' and '.join(worse)}" if worse and found.claim in (ABOVE, NOISE) else ""
     return f"{_words(found, name)}{but}: {'; '.join(figures)}"

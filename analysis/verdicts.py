@@ -11,7 +11,7 @@ import numpy as np
 from analysis.bootstrap import DEGENERATE, FEWEST, automatic_block, resampled_means
 from analysis.curves import Account
 from analysis.figures import bootstrap_figure
-from analysis.labels import NOTHING, interval, percent, plain, policy_label, shown
+from analysis.labels import NOTHING, interval, percent, plain, policy_label, probability, shown
 from analysis.metrics import is_flat
 from analysis.page import cell, header, plot, row_header, table, text
 from analysis.payload import Array, Payload
@@ -63,7 +63,7 @@ def _named(pair: str, sentence: str) -> str:
 def _difference(found: Difference | None) -> str:
     if found is None:
         return NOTHING
-    p = "" if found.p is None else f", p {_share(found.p)}"
+    p = "" if found.p is None else f", p {probability(found.p)}"
     return f"{found.value:+.2f} {interval(found.low, found.high)}{p}"
 
 
@@ -87,11 +87,11 @@ def evidence_table(evidence: Mapping[str, Evidence], places: Mapping[str, str]) 
     for name in _COMPARED:
         if any(name in e.against for e in evidence.values()):
             row(f"Sharpe less {policy_label(name)}", _less(name), "less ...")
-    row("P(Sharpe > 0)", lambda e: shown(e.probabilistic_sharpe, _share))
-    row("deflated Sharpe", lambda e: shown(e.deflated_sharpe, _share))
+    row("P(Sharpe > 0)", lambda e: shown(e.probabilistic_sharpe, probability))
+    row("deflated Sharpe", lambda e: shown(e.deflated_sharpe, probability))
     row("effective trials", lambda e: f"{e.effective_trials} of {e.trials}")
     row("PBO", lambda e: NOTHING if e.overfitting is None else f"≥ {e.overfitting:.2f}")
-    row("SPA p", lambda e: shown(e.spa_p, _share))
+    row("SPA p", lambda e: shown(e.spa_p, probability))
     row("track record", lambda e: "never" if e.track_record is None else f"{math.ceil(e.track_record):,} sessions")
     row("detectable", lambda e: shown(e.detectable, lambda value: f"{value:+.2f}"))
     row("sessions", lambda e: f"{e.sessions:,}")
@@ -109,13 +109,6 @@ def _with_ends(found: Interval) -> str:
     if found.low is None or found.high is None:
         return percent(found.value)
     return f"{percent(found.value)} [{percent(found.low)}, {percent(found.high)}]"
-
-
-def _share(value: float) -> str:
-    """A probability; ends that rounding would reach are left open."""
-    if 0 < value < 5e-4:
-        return "< 0.001"
-    return "> 0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
 
 
 def audit_line(run: Path) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from analysis.labels import FIGURES, in_order, interval, percent, plain, policy_label, shown
+from analysis.labels import FIGURES, in_order, interval, percent, plain, policy_label, probability, shown
 from pbt.hub import SCHEME, UNPUBLISHED
 from pbt.run_dir import folder_name
 from rayconf.run_config import RunConfig
@@ -21,19 +21,14 @@ TAGS = ("pairs-trading", "finance", "population-based-training", "ppo", "reinfor
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~$&!])")
 
 
-def _level(p: float) -> str:
-    """A p-value with three digits; what is smaller is said to be."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
 _INTERVALS = (("sharpe", "Sharpe ratio", plain), ("cagr", "CAGR", percent), ("max_drawdown", "drawdown", percent))
 _SINGLE = (
-    ("probabilistic_sharpe", "probability that the true Sharpe ratio is positive", percent),
-    ("deflated_sharpe", "deflated Sharpe ratio of the first survivor (validation, corrected for trials)", plain),
+    ("probabilistic_sharpe", "probability that the true Sharpe ratio is positive", probability),
+    ("deflated_sharpe", "deflated Sharpe ratio of the first survivor (validation, corrected for trials)", probability),
     ("trials", "trials that selection saw", lambda x: f"{x:g}"),
     ("effective_trials", "of them effectively different", lambda x: f"{x:g}"),
     ("overfitting", "probability of backtest overfitting (a lower bound)", percent),
-    ("spa_p", "p-value of superior predictive ability", _level),
+    ("spa_p", "p-value of superior predictive ability", probability),
     ("track_record", "sessions needed for a positive Sharpe ratio to be credible", lambda x: f"{x:.0f}"),
     ("looks", "reads of the test span", lambda x: f"{x:g}"),
 )
@@ -105,7 +100,7 @@ class Card:
             if isinstance(x := found.get(key), Mapping)
         ]
         for other, x in (found.get("against") or {}).items():
-            p = f", p {_level(x['p'])}" if x.get("p") is not None else ""
+            p = f", p {probability(x['p'])}" if x.get("p") is not None else ""
             rows.append((f"Sharpe ratio less {policy_label(other, pair)}", f"{plain(x['value'])} {_ends(x, plain)}{p}"))
         rows += [(label, form(found[key])) for key, label, form in _SINGLE if found.get(key) is not None]
         headline = str(found.get("policy", "ensemble")).replace("-", " ")

@@ -42,7 +42,7 @@ def test_claims_and_their_words() -> None:
     assert above.claim == ABOVE
     sentence = above.sentence()
     assert sentence.startswith("above cash, equal weight and vol-targeted EW: Sharpe 5.00, 95 % interval ")
-    assert sentence.endswith("validation deflated Sharpe 1.00 over 1 effective of 1 trials")
+    assert sentence.endswith("validation deflated Sharpe > 0.99 over 1 effective of 1 trials")
     noise = verdict(made(0.3, equal_weight=1.0))
     assert noise.claim == NOISE
     assert noise.sentence().startswith("not distinguishable from equal weight: Sharpe 0.30, 95 % interval -")
