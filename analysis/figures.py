@@ -74,8 +74,8 @@ def months_figure(pair: str, policy: str, account: Account) -> Figure:
 
 def terms_of(scenario: str) -> str:
     """What a scenario changes beside costs and lag: ``lev1.0-borrow0.0675``, or nothing."""
-    match = SCENARIO.fullmatch(scenario)
-    return (match[3] or "").removeprefix("-") if match else ""
+    match = SCENARIO.match(scenario)
+    return scenario[match.end("lag") :].removeprefix("-") if match else ""
 
 
 def costs_figure(pair: str, policy: str, rows: Sequence[Mapping[str, Any]]) -> Figure | None:

@@ -67,7 +67,7 @@ class Page(HTMLParser):
         self.tags.append(tag)
         if tag not in self.VOID:
             self.open.append(tag)
-        self.outside += [value for name, value in attrs if name in ("src", "href") and value != "data:,"]
+        self.outside += [value for name, value in attrs if name in ("src", "href") and value not in ("data:,", "#main")]
         assert not any(name.startswith("on") for name, _ in attrs)
         if tag == "tr":
             self.rows.append([])
