@@ -1,7 +1,6 @@
 """The shipped clusters: Ray's own schema and bootstrap accept them, and mistakes planted in them are found."""
 
 import copy
-import json
 import re
 import subprocess
 import sys
@@ -278,7 +277,7 @@ def deploy(region: str, **parameters: str) -> Config:
 
 def statements(document: Any) -> list[Config]:
     """Of a policy, which moto gives out as text where CloudFormation made it."""
-    return (json.loads(document) if isinstance(document, str) else document)["Statement"]
+    return (yaml.safe_load(document) if isinstance(document, str) else document)["Statement"]
 
 
 def rules(config: Config) -> list[Config]:
