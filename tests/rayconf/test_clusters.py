@@ -152,7 +152,12 @@ MISTAKES: list[tuple[Path, str, Change, str]] = [
     (KUBERAY, "replicas", lambda c: cluster(c)["workerGroupSpecs"][0].update(replicas=9), "cpu.replicas: must lie"),
     (KUBERAY, "limits", lambda c: pod(c, 0)["resources"].pop("limits"), "resources: requests must equal limits"),
     (KUBERAY, "image", lambda c: pod(c, 1).update(image="r/p:2.60.0-py311-cpu"), "image: .*ends in -gpu"),
-    (KUBERAY, "image's Ray", lambda c: pod(c, 0).update(image="r/p:2.58.0-py311-cpu"), "image: .*make its tag 2.60.0-py311"),
+    (
+        KUBERAY,
+        "image's Ray",
+        lambda c: pod(c, 0).update(image="r/p:2.58.0-py311-cpu"),
+        "image: .*tag 2.60.0-py311",
+    ),
 ]
 
 
@@ -333,6 +338,12 @@ def test_stack_takes_a_bucket_and_grants_no_more_than_needed(aws: None) -> None:
         (attached,) = iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"]
         version = iam.get_policy_version(PolicyArn=attached["PolicyArn"], VersionId="v1")["PolicyVersion"]
         assert [s["Resource"] for s in statements(version["Document"])] == ["arn:aws:s3:::mine", "arn:aws:s3:::mine/*"]
+
+
+def test_stack_is_what_cloudformation_reads() -> None:
+    from cfnlint.api import lint_file
+
+    assert [str(fault) for fault in lint_file(CLUSTERS / "aws_account.yaml")] == []
 
 
 def test_without_the_stack_ray_opens_ssh_to_the_world(aws: None) -> None:
