@@ -219,9 +219,9 @@ def test_missing_data_here_is_the_users_mistake(tmp_path: Path) -> None:
         complaints([], str(tmp_path / "none"))
 
 
-def doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
+def doctor(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "rayconf.doctor", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=ROOT, env={**ENV, **env}, capture_output=True, text=True, timeout=200)
 
 
 def test_command_prints_a_line_per_node(address: str, tmp_path: Path) -> None:
@@ -235,17 +235,19 @@ def test_command_prints_a_line_per_node(address: str, tmp_path: Path) -> None:
             assert f"{package} {ours[package]}" in line
 
 
-def test_command_ends_with_2_and_the_fixes(address: str) -> None:
+def test_command_ends_with_2_and_the_fixes(address: str, tmp_path: Path) -> None:
     done = doctor("--address", address, "--storage", "/proc/nothing", "--min-disk-gb", "0", "--json")
     assert done.returncode == 2
     found = json.loads(done.stdout)
     assert len(found["nodes"]) == len(found["problems"]) == 2
     assert [f"pairpbt: {problem}" for problem in found["problems"]] == done.stderr.splitlines()
-    for arguments, words in [
-        (["--address", "127.0.0.1:1"], "nothing listens"),
-        (["--min-disk-gb", "much"], "--min-disk-gb"),
+    tokenless = {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
+    for arguments, env, words in [
+        (["--address", "127.0.0.1:1"], {}, "nothing listens"),
+        (["--min-disk-gb", "much"], {}, "--min-disk-gb"),
+        (["--address", address], tokenless, "asks for a token"),
     ]:
-        refused = doctor(*arguments)
+        refused = doctor(*arguments, **env)
         (line,) = refused.stderr.splitlines()
         assert (refused.returncode, refused.stdout) == (2, "")
         assert line.startswith("pairpbt: ")
