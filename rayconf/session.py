@@ -193,8 +193,13 @@ def start_ray(resources: ResourcesConfig, address: str | None = None) -> Iterato
                     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace=NAMESPACE)
                 except (ConnectionError, ValueError) as error:
                     raise UserError(
-                        f"--address: no Ray answers at {address!r}; start one with `ray start --head` "
-                        "or leave the flag out"
+                        f"--address: no Ray answers at {address!r}; start one with `ray start --head`, leave the flag "
+                        "out, or export RAY_AUTH_MODE=token if it asks for a token (~/.ray/auth_token)"
+                    ) from error
+                except ray.exceptions.AuthenticationError as error:
+                    raise UserError(
+                        f"--address: {address!r} asks for a token and there is none here; copy ~/.ray/auth_token from "
+                        "where the cluster was started"
                     ) from error
         if on_main:
             signal.signal(signal.SIGTERM, _terminate)
