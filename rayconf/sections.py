@@ -396,3 +396,5 @@ class ResourcesConfig(Section):
     """Size of Ray's object store in MiB."""
     torch_threads: Count = 1
     """Torch threads per member."""
+    dashboard: bool = False
+    """Start Ray's dashboard on this machine's loopback, with what Prometheus needs; a cluster brings its own."""
