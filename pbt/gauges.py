@@ -8,6 +8,7 @@ import contextlib
 import logging
 import math
 import statistics
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -22,6 +23,8 @@ from rayconf.run_config import RunConfig
 from rayconf.session import dashboard_installed
 
 Row = Mapping[str, Any]
+Key = tuple[str, tuple[tuple[str, str], ...]]
+"""Name and tags of a gauge."""
 
 METRICS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "pairpbt_generation": ("Generations finished.", ("pair",)),
@@ -43,6 +46,8 @@ METRICS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "pairpbt_members_alive": ("Members whose latest generation ended with a result.", ("pair",)),
 }
 """Gauges by name: what each says, and its tags beside ``run``."""
+REFRESH_SECONDS = 2.0
+"""Seconds between two settings of every gauge: Ray exports what was set since its last export (10 s) and forgets it."""
 FAILURES = ("retry", "actor_lost", "nan", "corrupt")
 """Kinds of events that are failures of one pair."""
 
@@ -52,8 +57,8 @@ log = logging.getLogger("pbt")
 class Gauges:
     """A listener that sets the gauges at every barrier; members alive and failures at once.
 
-    Without Ray's export of metrics (``ray[default]``) it does nothing. If it fails it says so in an event and does
-    nothing from then on: the run goes on.
+    Within a ``with`` block a thread keeps the gauges from being forgotten. Without Ray's export of metrics
+    (``ray[default]``) nothing is done. What fails is told in an event and ends the gauges, never the run.
 
     Args:
         run: The run.
@@ -64,15 +69,33 @@ class Gauges:
     def __init__(self, run: RunConfig, directory: RunDir, populations: Mapping[str, PairPopulation]) -> None:
         self._run, self._directory = run, directory
         self._gauges: dict[str, Any] = {}
+        self._values: dict[Key, float] = {}
+        self._failure: str | None = None
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
         self._exploits: dict[str, Counter[int]] = defaultdict(Counter)  # by pair: of each generation
         self._absent: dict[str, set[str]] = defaultdict(set)  # members whose latest generation had no result
         self._ended: dict[str, float] = {}  # when a pair's last generation did, unix s
         self._on = dashboard_installed()
         self._guarded(partial(self._begin, populations))
+        self._say()
+
+    def __enter__(self) -> "Gauges":
+        if self._on:
+            self._thread = threading.Thread(target=self._guarded, args=(self._keep,), name="gauges", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._say()
 
     def __call__(self, event: str, population: PairPopulation, decisions: list[Decision] | None) -> None:
         """Listen to the scheduler."""
         self._guarded(partial(self._take, event, population, decisions or []))
+        self._say()
 
     def _guarded(self, act: Callable[[], None]) -> None:
         if not self._on:
@@ -83,10 +106,20 @@ class Gauges:
             self._on = False
             log.warning("gauges failed", exc_info=error)
             reason = " ".join(str(error).split()) or type(error).__name__
-            line = f"gauges: {reason}; none are set any further, the run goes on (see run.log)"
+            self._failure = f"gauges: {reason}; none are set any further, the run goes on (see run.log)"
+
+    def _say(self) -> None:
+        """Tell of a failure, from the driver's own thread: it alone writes events."""
+        line, self._failure = self._failure, None
+        if line is not None:
             print(line, flush=True)
             with contextlib.suppress(OSError):  # a full disk: the run itself will say so
                 self._directory.event("tracker_failed", line)
+
+    def _keep(self) -> None:
+        while self._on and not self._closed.wait(REFRESH_SECONDS):
+            for (name, tags), value in list(self._values.items()):
+                self._gauges[name].set(value, dict(tags))
 
     def _begin(self, populations: Mapping[str, PairPopulation]) -> None:
         from ray.util.metrics import Gauge
@@ -100,8 +133,6 @@ class Gauges:
             for row in lineage:
                 if row["pair"] == pair:
                     self._exploits[pair][row["generation"]] += row["operation"] == "exploit"
-                    if row["generation"] == population.generation and row["operation"] == "lost":
-                        self._absent[pair].add(row["member"])
             last = [row for row in progress if (row["pair"], row["generation"]) == (pair, population.generation)]
             self._settle(population, last)
         self._count_failures(populations)
@@ -111,20 +142,23 @@ class Gauges:
         if event == "barrier":
             moves = Counter(decision.operation for decision in decisions)
             self._exploits[pair][population.generation] = moves["exploit"]
-            self._absent[pair] = {decision.member for decision in decisions if decision.operation == "lost"}
             self._settle(population, population.journaled)
             self._measure(population, population.journaled)
         self._count_alive(population)
         if event in ("barrier", "failure"):
             self._count_failures([pair])
 
-    def _settle(self, population: PairPopulation, rows: Iterable[Row]) -> None:
+    def _settle(self, population: PairPopulation, rows: Sequence[Row]) -> None:
         """What the last generation came to, from its progress rows."""
         pair = population.pair
         self._set("pairpbt_generation", population.generation, pair=pair)
         self._set("pairpbt_generations", self._run.pbt.generations, pair=pair)
         finished = (count for number, count in self._exploits[pair].items() if number <= population.generation)
         self._set("pairpbt_exploits", sum(finished), pair=pair)
+        if population.generation > 0:
+            self._absent[pair] = set(population.committed.members) - {row["member"] for row in rows}
+            for member in self._absent[pair]:
+                self._values.pop(_key("pairpbt_fitness", {"pair": pair, "member": member}), None)
         self._count_alive(population)
         ends = [row for row in rows if row.get("fitness") is not None]
         for row in ends:
@@ -165,4 +199,9 @@ class Gauges:
 
     def _set(self, name: str, value: float, **tags: str) -> None:
         if math.isfinite(value):
+            self._values[_key(name, tags)] = float(value)
             self._gauges[name].set(float(value), tags)
+
+
+def _key(name: str, tags: Mapping[str, str]) -> Key:
+    return name, tuple(sorted(tags.items()))

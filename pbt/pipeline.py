@@ -96,14 +96,15 @@ def execute(
     references = {pair: ray.put(markets[pair]) for pair in joining(directory, run)}
     slots = plan(run, machine.cpus, machine.gpus).slots
     populations = {pair: load_population(run, directory, market) for pair, market in markets.items()}
-    tracking, gauges = Tracking(run, directory), Gauges(run, directory, populations)
-    try:
-        with ProgressView(run, populations, console) as view:
-            train(run, directory, references, populations, slots, [StartUp(directory), view, tracking, gauges])
-    finally:
-        tracking.close()
-    committed = {pair: p.committed for pair, p in populations.items()}
-    finish(run, directory, markets, references, committed, tracking)
+    tracking = Tracking(run, directory)
+    with Gauges(run, directory, populations) as gauges:
+        try:
+            with ProgressView(run, populations, console) as view:
+                train(run, directory, references, populations, slots, [StartUp(directory), view, tracking, gauges])
+        finally:
+            tracking.close()
+        committed = {pair: p.committed for pair, p in populations.items()}
+        finish(run, directory, markets, references, committed, tracking)
 
 
 def finish(
