@@ -89,7 +89,7 @@ class Gauges:
     def __exit__(self, *error: object) -> None:
         self._closed.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(REFRESH_SECONDS)
         self._say()
 
     def __call__(self, event: str, population: PairPopulation, decisions: list[Decision] | None) -> None:
