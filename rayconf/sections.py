@@ -388,6 +388,8 @@ class BacktestConfig(Section):
 class ResourcesConfig(Section):
     """What the run may use of the machine. On CPU only ``torch_threads`` changes results, in their last bits."""
 
+    dashboard: bool = False
+    """Start Ray's dashboard on this machine's loopback, with what Prometheus needs; a cluster brings its own."""
     cpus: Count | None = None
     """CPUs given to Ray; null: all."""
     gpus_per_member: Fraction = 0.0
@@ -396,5 +398,3 @@ class ResourcesConfig(Section):
     """Size of Ray's object store in MiB."""
     torch_threads: Count = 1
     """Torch threads per member."""
-    dashboard: bool = False
-    """Start Ray's dashboard on this machine's loopback, with what Prometheus needs; a cluster brings its own."""
