@@ -29,6 +29,7 @@ ALIASES = {
     "population": "pbt.population",
     "iterations": "pbt.iterations",
     "seed": "seed",
+    "dashboard": "resources.dashboard",
     "wandb": "tracking.wandb",
     "wandb_project": "tracking.wandb_project",
     "wandb_entity": "tracking.wandb_entity",
@@ -40,6 +41,7 @@ MAY_DIFFER = (
     "resources.cpus",
     "resources.gpus_per_member",
     "resources.object_store_mb",
+    "resources.dashboard",
     "tracking",
     "versions",
     "name",
@@ -56,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     field.add_argument("--population", type=int, metavar="N", help="pbt.population: members per pair")
     field.add_argument("--iterations", type=int, metavar="N", help="pbt.iterations: PPO updates per member")
     field.add_argument("--seed", type=int, metavar="S", help="seed")
+    field.add_argument("--dashboard", action="store_const", const=True, help="resources.dashboard: Ray's web page")
     field.add_argument("--wandb", choices=("off", "offline", "online"), help="tracking.wandb (WANDB_MODE)")
     field.add_argument("--wandb-project", metavar="NAME", help="tracking.wandb_project (WANDB_PROJECT; pairpbt)")
     field.add_argument("--wandb-entity", metavar="NAME", help="tracking.wandb_entity (WANDB_ENTITY)")

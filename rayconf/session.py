@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -30,6 +30,8 @@ class Machine:
 
     cpus: int
     gpus: float = 0.0
+    dashboard: str | None = None
+    """Address of Ray's dashboard, if this run started one."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,15 @@ def available_cpus(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     return cpus
 
 
+def dashboard_installed() -> bool:
+    """Whether Ray's dashboard and its export of metrics are installed: ``ray[default]``, not ``ray`` alone."""
+    try:
+        import ray.dashboard.optional_deps  # noqa: F401  what Ray itself asks
+    except ImportError:
+        return False
+    return True
+
+
 def _check_reachable(address: str) -> None:
     """Refuse HOST:PORT where nothing listens; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
@@ -162,10 +173,13 @@ def start_ray(resources: ResourcesConfig, address: str | None = None) -> Iterato
     CPUs and GPUs that Ray has.
 
     Raises:
-        UserError: when a GPU is asked for and there is none, or no Ray answers at ``address``.
+        UserError: when a GPU is asked for and there is none, the dashboard is and not installed, or no Ray answers at
+            ``address``.
     """
     if address is not None:
         _check_reachable(address)
+    elif resources.dashboard and not dashboard_installed():
+        raise UserError("--dashboard: Ray's dashboard is not installed; get it with `pip install 'ray[default]'`")
     machine = machine_resources(resources) if address is None else None
     # Some builds of Ray report usage over the network unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -178,16 +192,18 @@ def start_ray(resources: ResourcesConfig, address: str | None = None) -> Iterato
         # started from the rooms' folder, no file of the user's shadows a room in a worker.
         with contextlib.chdir(HOME):
             if machine is not None:
-                ray.init(
+                context = ray.init(
                     address="local",
                     num_cpus=machine.cpus,
                     num_gpus=int(machine.gpus),
                     object_store_memory=resources.object_store_mb * 2**20,
-                    include_dashboard=False,
+                    include_dashboard=resources.dashboard,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                     namespace=NAMESPACE,
                 )
+                if resources.dashboard:
+                    machine = replace(machine, dashboard=f"http://{context.dashboard_url}")
             else:
                 try:
                     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace=NAMESPACE)
