@@ -164,6 +164,14 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
+def offered() -> Machine:
+    """CPUs and GPUs of the living nodes of the Ray that was joined."""
+    import ray
+
+    found = ray.cluster_resources()
+    return Machine(int(found.get("CPU", 0)), float(found.get("GPU", 0)))
+
+
 @contextlib.contextmanager
 def start_ray(resources: ResourcesConfig, address: str | None = None) -> Iterator[Machine]:
     """Ray for the length of a ``with`` block; shut down on every way out, also on Ctrl-C and SIGTERM.
@@ -220,8 +228,7 @@ def start_ray(resources: ResourcesConfig, address: str | None = None) -> Iterato
         if on_main:
             signal.signal(signal.SIGTERM, _terminate)
         if machine is None:
-            offered = ray.cluster_resources()
-            machine = Machine(int(offered.get("CPU", 0)), float(offered.get("GPU", 0)))
+            machine = offered()
         yield machine
     finally:
         ray.shutdown()

@@ -15,23 +15,11 @@ from rayconf import UserError
 from rayconf.doctor import complaints
 from rayconf.node_probe import Probe, code_digest, versions
 from rayconf.nodes import NodeReport
+from tests.cluster import small_cluster
 from tests.conftest import ROOT
 
-ENV = {**os.environ, "PYTHONPATH": str(ROOT), "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
-
-# A cluster that lives until its input ends.
-HOLD = """
-import sys
-from ray.cluster_utils import Cluster
-
-small = dict(include_dashboard=False, object_store_memory=80 * 2**20)
-cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, **small))
-cluster.add_node(num_cpus=2, object_store_memory=80 * 2**20)
-cluster.wait_for_nodes()
-print(cluster.address, flush=True)
-sys.stdin.read()
-cluster.shutdown()
-"""
+KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+ENV = {**os.environ, "PYTHONPATH": str(ROOT), **KEYS}
 
 # Every question that needs no command line of its own, in one visit.
 ASK = """
@@ -66,14 +54,8 @@ with start_ray(load_config("smoke").resources, address):
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """A head without CPUs and a worker with two, on this machine."""
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD], env=ENV, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout is not None
-    try:
-        yield holder.stdout.readline().strip()
-    finally:
-        holder.communicate(timeout=60)
+    with small_cluster(**KEYS) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
