@@ -146,7 +146,7 @@ def _faults(report: NodeReport, ours: dict[str, str], code: str, data: str, min_
     if report.unseen:
         found.append(
             f"storage: does not see what {', '.join(report.unseen)} wrote; it is another folder of the same name: "
-            "mount one for all, or use s3:// or gs://"
+            "mount one for all"
         )
     if report.data_error:
         found.append(f"data: {report.data_error}; put the folder there, at the same path")
