@@ -8,7 +8,7 @@ on ``plain`` the spread reverts and 10,000 test bars should show it. At the nomi
 false alarm in 40 runs is expected, 6 have a chance under 1 in 1,000; with a power of 0.9 fewer than 32 finds of 40 have
 1.5 %. The interval beside each rate is Clopper and Pearson's (1934).
 
-The populations of one market need about a minute of one core per run. Runs stay in FOLDER and are not trained again;
+A run takes about 20 seconds of two quiet cores. Runs stay in FOLDER and are not trained again;
 their frames are judged anew every time. Writes ``honesty.parquet``, a row per run.
 """
 
