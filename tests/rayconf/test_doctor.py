@@ -1,7 +1,6 @@
 """The doctor on a real cluster of two nodes, and what it says of nodes that are off."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,10 +15,10 @@ from rayconf.doctor import complaints
 from rayconf.node_probe import Probe, code_digest, versions
 from rayconf.nodes import NodeReport
 from tests.cluster import small_cluster
+from tests.commands import environment
 from tests.conftest import ROOT
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
-ENV = {**os.environ, "PYTHONPATH": str(ROOT), **KEYS}
 
 # Every question that needs no command line of its own, in one visit.
 ASK = """
@@ -85,7 +84,7 @@ def answers(address: str, prices: Path) -> dict[str, Any]:
         uri = f"s3://mine/runs?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
         done = subprocess.run(
             [sys.executable, "-c", ASK, address, str(prices), uri],
-            env=ENV,
+            env=environment(**KEYS),
             capture_output=True,
             text=True,
             timeout=300,
@@ -203,7 +202,9 @@ def test_missing_data_here_is_the_users_mistake(tmp_path: Path) -> None:
 
 def doctor(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "rayconf.doctor", *arguments]
-    return subprocess.run(command, cwd=ROOT, env={**ENV, **env}, capture_output=True, text=True, timeout=200)
+    return subprocess.run(
+        command, cwd=ROOT, env={**environment(**KEYS), **env}, capture_output=True, text=True, timeout=200
+    )
 
 
 def test_command_prints_a_line_per_node(address: str, tmp_path: Path) -> None:
