@@ -1,1 +1,0 @@
-"""Shipped Grafana dashboards over the metrics that Ray exports, one JSON file each."""
