@@ -11,8 +11,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from analysis.frames import part_of
 from analysis.labels import order, percent, plain, policy_label
-from analysis.tables import WIDTH, part_of
+from analysis.tables import WIDTH
 
 HEADLINE = "ensemble"
 

@@ -13,9 +13,7 @@ from rich.text import Text
 
 from analysis.frames import part_of
 from analysis.labels import FIGURES, in_order, interval, plain, policy_label, shown
-from analysis.summary import annual_sessions_of, headline_window
-
-__all__ = ["WIDTH", "annual_sessions_of", "final_table", "headline_window", "part_of", "print_final_table"]
+from analysis.summary import headline_window
 
 WIDTH = 132
 """Columns of the plain table that goes to files and pipes."""

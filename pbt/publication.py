@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis.frames import read_frame
-from analysis.tables import headline_window
+from analysis.summary import headline_window
 from pbt.finished import FinishedRun
 from pbt.hub import SCHEME, UNPUBLISHED
 from pbt.model_card import Card

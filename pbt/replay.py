@@ -156,8 +156,8 @@ def _verdicts(
     args: argparse.Namespace, per_year: float, recorded: "pa.Table", daily: "pa.Table", done: "list[Replayed]"
 ) -> tuple[list[str], int]:
     """What to say in the end, and the exit status."""
+    from analysis.frames import part_of
     from analysis.metrics import session_returns, sharpe
-    from analysis.tables import part_of
 
     if args.seed is None:
         first = next((number for number, one in enumerate(done, start=1) if not one.equal), None)

@@ -7,10 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from analysis.frames import write_text
+from analysis.frames import part_of, write_text
 from analysis.log_csv import write_decisions
 from analysis.stress import stress_rows
-from analysis.tables import part_of
 from pbt.run_dir import folder_name
 from pbt.scenarios import HIGHEST, Probe
 from pbt.simulator import ENSEMBLE

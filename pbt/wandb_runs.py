@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis.frames import read_frame, write_text
+from analysis.frames import part_of, read_frame, write_text
 from analysis.metrics import METRICS
-from analysis.tables import headline_window, part_of
+from analysis.summary import headline_window
 from pbt.run_dir import RunDir, folder_name
 from pbt.streams import Row, Stream, Streams, numbers
 from rayconf.run_config import RunConfig

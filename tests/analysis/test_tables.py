@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from analysis.frames import frame_path, read_frame
-from analysis.tables import WIDTH, final_table, part_of, print_final_table
+from analysis.frames import frame_path, part_of, read_frame
+from analysis.tables import WIDTH, final_table, print_final_table
 from tests.analysis.frames_made import POLICIES, make_run
 
 
