@@ -29,6 +29,7 @@ ALIASES = {
     "population": "pbt.population",
     "iterations": "pbt.iterations",
     "seed": "seed",
+    "dashboard": "resources.dashboard",
     "wandb": "tracking.wandb",
     "wandb_project": "tracking.wandb_project",
     "wandb_entity": "tracking.wandb_entity",
@@ -36,10 +37,13 @@ ALIASES = {
     "wandb_tags": "tracking.wandb_tags",
     "base_checkpoint": "stages.base",
 }
+BRING_UP_SECONDS = 900
+"""How long machines of a cluster may take to come."""
 MAY_DIFFER = (
     "resources.cpus",
     "resources.gpus_per_member",
     "resources.object_store_mb",
+    "resources.dashboard",
     "tracking",
     "versions",
     "name",
@@ -56,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     field.add_argument("--population", type=int, metavar="N", help="pbt.population: members per pair")
     field.add_argument("--iterations", type=int, metavar="N", help="pbt.iterations: PPO updates per member")
     field.add_argument("--seed", type=int, metavar="S", help="seed")
+    field.add_argument("--dashboard", action="store_const", const=True, help="resources.dashboard: Ray's web page")
     field.add_argument("--wandb", choices=("off", "offline", "online"), help="tracking.wandb (WANDB_MODE)")
     field.add_argument("--wandb-project", metavar="NAME", help="tracking.wandb_project (WANDB_PROJECT; pairpbt)")
     field.add_argument("--wandb-entity", metavar="NAME", help="tracking.wandb_entity (WANDB_ENTITY)")
@@ -100,7 +105,8 @@ def _launch(args: argparse.Namespace) -> int:
     else:
         config = _resumed(args, folder) if args.resume else _fresh(args)
     config = config.model_copy(update={"tracking": config.tracking.in_force(os.environ)})
-    machine = machine_resources(config.resources)
+    # A cluster is asked what it has when it is joined; a plan without it is this machine's.
+    machine = machine_resources(config.resources) if args.dry_run or args.address is None else None
 
     from envs.market import load_markets
     from pbt.base import find_base, kept_base
@@ -114,12 +120,12 @@ def _launch(args: argparse.Namespace) -> int:
         directory.create()  # raises: the name is taken
     markets = load_markets(config, base.scalers)
     working = _training(config, directory, args)
-    planned = plan(working, machine.cpus, machine.gpus)
+    planned = plan(working, machine.cpus, machine.gpus) if machine is not None else None
     if args.extend:
         from pbt.extension import check_features
 
         check_features(markets, working.data.pairs)
-    if args.dry_run:
+    if planned is not None and args.dry_run:
         _describe(config, planned.lines(), [note for pair in working.data.pairs for note in markets[pair].notes])
         return OK
     if args.resume and _complete(directory):
@@ -130,10 +136,11 @@ def _launch(args: argparse.Namespace) -> int:
     from pbt.pipeline import execute
 
     try:
-        if args.address is None:
+        if machine is not None:
             _open(args, config, working, directory, markets, base, machine)
         with start_ray(config.resources, args.address) as found:
-            if args.address is not None:  # a cluster that does not answer leaves no run behind
+            if machine is None:  # a cluster that does not answer, or is not fit, leaves no run behind
+                found = _fit_cluster(config, folder, found)
                 _open(args, config, working, directory, markets, base, found)
             execute(config, directory, markets, found, Console())
     except SystemExit:  # SIGTERM
@@ -154,6 +161,26 @@ def _launch(args: argparse.Namespace) -> int:
         return FAILED
     print(f"report {directory.report}")
     return OK
+
+
+def _fit_cluster(config: RunConfig, folder: Path, found: "Machine") -> "Machine":
+    """What a cluster that Ray has joined offers, once its autoscaler has brought what the run asks for.
+
+    Every node is checked, with the folder of runs, which all of them must share.
+
+    Raises:
+        UserError: when what is asked for does not come, or a node is not fit to train.
+    """
+    from rayconf.doctor import ensure_nodes
+    from rayconf.nodes import bring_up
+    from rayconf.session import offered
+
+    cpus, gpus = config.resources.cpus or 1, int(config.resources.gpus_per_member > 0)
+    if found.cpus < cpus or found.gpus < gpus:
+        print(f"cluster    waiting for {cpus} CPUs and {gpus} GPUs", flush=True)
+        bring_up(cpus, gpus, BRING_UP_SECONDS)
+    print(f"cluster    {len(ensure_nodes(str(folder)))} nodes checked", flush=True)
+    return offered()
 
 
 def _open(

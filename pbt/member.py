@@ -27,7 +27,7 @@ from algos.config import PairPPOConfig
 from algos.pair_ppo import PairPPO
 from envs.market import PairMarket
 from pbt.generation import Iteration, enter, initial_key, train_generation, training_key
-from pbt.run_dir import RunDir
+from pbt.run_dir import RunDir, folder_name
 from pbt.store import StateStore
 from rayconf.run_config import RunConfig
 
@@ -66,6 +66,10 @@ class PairMember(PairPPO):
     def __init__(self, config: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(config=self._accept(config or {}), **kwargs)
 
+    def __repr__(self) -> str:
+        """What Ray calls the actor, from its first ticket on: the members it hosts in turn are of one run."""
+        return f"{type(self).__name__}({self._run.name or ''})"
+
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
         """One CPU and the member's share of a GPU."""
@@ -93,6 +97,7 @@ class PairMember(PairPPO):
 
         The seconds of a row add up to the time since this process's previous row, or since it was started.
         """
+        _entitle(f"ray::{type(self).__name__} {folder_name(self._pair)}-{self._member}")
         number = self._ticket["generation"] + 1
         key = training_key(self._run, self._pair, self._member, number)
         trained = train_generation(self, self._market, self._start, key, number, frozen=self._ticket["frozen"])
@@ -169,6 +174,16 @@ class PairMember(PairPPO):
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _entitle(title: str) -> None:
+    """Name this process, if it is an actor's, in ``ps`` and in Ray's dashboard until Ray names it after its next task.
+
+    The name stands for a series in Ray's metrics, so it holds nothing that grows with the run.
+    """
+    if ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None:
+        with contextlib.suppress(AttributeError):  # Ray keeps it to itself
+            ray._raylet.setproctitle(title)
 
 
 def _release() -> None:

@@ -25,6 +25,7 @@ from pbt import fitness
 from pbt import population as populations_of
 from pbt.base import base_members
 from pbt.extension import join, joining, plan_lines, write_extension
+from pbt.gauges import Gauges
 from pbt.manifest import Population
 from pbt.population import PairClock, PairPopulation
 from pbt.progress import ProgressView
@@ -91,17 +92,20 @@ def execute(
     run: RunConfig, directory: RunDir, markets: Mapping[str, PairMarket], machine: Machine, console: Console
 ) -> None:
     """Train what is not trained yet, then back-test and report; Ray is up."""
+    if machine.dashboard is not None:
+        console.print(f"dashboard  {machine.dashboard}", highlight=False, soft_wrap=True)
     references = {pair: ray.put(markets[pair]) for pair in joining(directory, run)}
     slots = plan(run, machine.cpus, machine.gpus).slots
     populations = {pair: load_population(run, directory, market) for pair, market in markets.items()}
     tracking = Tracking(run, directory)
-    try:
-        with ProgressView(run, populations, console) as view:
-            train(run, directory, references, populations, slots, [StartUp(directory), view, tracking])
-    finally:
-        tracking.close()
-    committed = {pair: p.committed for pair, p in populations.items()}
-    finish(run, directory, markets, references, committed, tracking)
+    with Gauges(run, directory, populations) as gauges:
+        try:
+            with ProgressView(run, populations, console) as view:
+                train(run, directory, references, populations, slots, [StartUp(directory), view, tracking, gauges])
+        finally:
+            tracking.close()
+        committed = {pair: p.committed for pair, p in populations.items()}
+        finish(run, directory, markets, references, committed, tracking)
 
 
 def finish(

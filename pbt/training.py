@@ -76,9 +76,11 @@ def train(
     _keep_off_the_terminal()
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
     scheduler = PairPBT(run, directory.path.resolve(), populations, slots)
+    kind = tune.with_parameters(trainable or PairMember, markets=dict(markets))
+    kind.__qualname__ = kind.__name__  # which is what Ray's dashboard and metrics call the actors
     attempt = 1 + sum(1 for _ in directory.tune.glob("attempt-*"))
     tuner = tune.Tuner(
-        tune.with_parameters(trainable or PairMember, markets=dict(markets)),
+        kind,
         param_space={"ticket": tune.grid_search(tickets)},
         tune_config=tune.TuneConfig(
             scheduler=scheduler,

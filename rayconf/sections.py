@@ -400,6 +400,8 @@ class BacktestConfig(Section):
 class ResourcesConfig(Section):
     """What the run may use of the machine. On CPU only ``torch_threads`` changes results, in their last bits."""
 
+    dashboard: bool = False
+    """Start Ray's dashboard on this machine's loopback, with what Prometheus needs; a cluster brings its own."""
     cpus: Count | None = None
     """CPUs given to Ray; null: all."""
     gpus_per_member: Fraction = 0.0

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -30,6 +30,8 @@ class Machine:
 
     cpus: int
     gpus: float = 0.0
+    dashboard: str | None = None
+    """Address of Ray's dashboard, if this run started one."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,15 @@ def available_cpus(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     return cpus
 
 
+def dashboard_installed() -> bool:
+    """Whether Ray's dashboard and its export of metrics are installed: ``ray[default]``, not ``ray`` alone."""
+    try:
+        import ray.dashboard.optional_deps  # noqa: F401  what Ray itself asks
+    except ImportError:
+        return False
+    return True
+
+
 def _check_reachable(address: str) -> None:
     """Refuse HOST:PORT where nothing listens; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
@@ -153,6 +164,14 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
+def offered() -> Machine:
+    """CPUs and GPUs of the living nodes of the Ray that was joined."""
+    import ray
+
+    found = ray.cluster_resources()
+    return Machine(int(found.get("CPU", 0)), float(found.get("GPU", 0)))
+
+
 @contextlib.contextmanager
 def start_ray(resources: ResourcesConfig, address: str | None = None) -> Iterator[Machine]:
     """Ray for the length of a ``with`` block; shut down on every way out, also on Ctrl-C and SIGTERM.
@@ -162,10 +181,13 @@ def start_ray(resources: ResourcesConfig, address: str | None = None) -> Iterato
     CPUs and GPUs that Ray has.
 
     Raises:
-        UserError: when a GPU is asked for and there is none, or no Ray answers at ``address``.
+        UserError: when a GPU is asked for and there is none, the dashboard is and not installed, or no Ray answers at
+            ``address``.
     """
     if address is not None:
         _check_reachable(address)
+    elif resources.dashboard and not dashboard_installed():
+        raise UserError("--dashboard: Ray's dashboard is not installed; get it with `pip install 'ray[default]'`")
     machine = machine_resources(resources) if address is None else None
     # Some builds of Ray report usage over the network unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -178,29 +200,35 @@ def start_ray(resources: ResourcesConfig, address: str | None = None) -> Iterato
         # started from the rooms' folder, no file of the user's shadows a room in a worker.
         with contextlib.chdir(HOME):
             if machine is not None:
-                ray.init(
+                context = ray.init(
                     address="local",
                     num_cpus=machine.cpus,
                     num_gpus=int(machine.gpus),
                     object_store_memory=resources.object_store_mb * 2**20,
-                    include_dashboard=False,
+                    include_dashboard=resources.dashboard,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                     namespace=NAMESPACE,
                 )
+                if resources.dashboard:
+                    machine = replace(machine, dashboard=f"http://{context.dashboard_url}")
             else:
                 try:
                     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace=NAMESPACE)
                 except (ConnectionError, ValueError) as error:
                     raise UserError(
-                        f"--address: no Ray answers at {address!r}; start one with `ray start --head` "
-                        "or leave the flag out"
+                        f"--address: no Ray answers at {address!r}; start one with `ray start --head`, leave the flag "
+                        "out, or export RAY_AUTH_MODE=token if it asks for a token (~/.ray/auth_token)"
+                    ) from error
+                except ray.exceptions.AuthenticationError as error:
+                    raise UserError(
+                        f"--address: {address!r} asks for a token and there is none here; copy ~/.ray/auth_token from "
+                        "where the cluster was started"
                     ) from error
         if on_main:
             signal.signal(signal.SIGTERM, _terminate)
         if machine is None:
-            offered = ray.cluster_resources()
-            machine = Machine(int(offered.get("CPU", 0)), float(offered.get("GPU", 0)))
+            machine = offered()
         yield machine
     finally:
         ray.shutdown()

@@ -85,6 +85,13 @@ def test_machine_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("started without its GPU")
 
 
+def test_a_dashboard_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray.dashboard.optional_deps", None)  # as importing it fails with plain ray
+    wanted = load_config("smoke", assignments=["resources.dashboard=true"]).resources
+    with pytest.raises(UserError, match=r"--dashboard: .*ray\[default\]"), start_ray(wanted):
+        pytest.fail("started without its dashboard")
+
+
 def test_an_address_joins_a_cluster_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, object]] = []
 
