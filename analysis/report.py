@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,10 @@ from analysis.summary import annual_sessions_of, headline_window, sessions_per_y
 from analysis.timing import time_line, time_split
 from analysis.verdicts import audit_line, bootstrap_plots, evidence_table, glossary, verdicts
 from rayconf.errors import OneLineParser, UserError
+from rayconf.storage import RemoteStorage, StorageError, place
 
 _RETURNS = ["split", "pair", "policy", "date", "net_return"]
+_BESIDE = ("config.yaml", "audit.json")
 _HELD = ["pair", "date", "weight_a", "weight_b", "gross", "turnover"]
 
 
@@ -255,12 +258,33 @@ def write_report(run: Path, found: Mapping[str, Evidence] | None = None) -> Path
     return path
 
 
+def write_remote_report(uri: str) -> str:
+    """Write the report of a run at a URI, from a copy of its frames; returns where it lies.
+
+    Raises:
+        UserError: As ``report_html``, or the run cannot be read or written.
+    """
+    try:
+        run = RemoteStorage(uri)
+        run.check()
+        names = [name for name in run.names() if name.startswith("frames/") or name in _BESIDE]
+        with tempfile.TemporaryDirectory(prefix="pairpbt-") as scratch:
+            folder = Path(scratch).joinpath(*Path(run.path).parts[-2:])
+            folder.mkdir(parents=True)
+            run.fetch(names, folder)
+            run.send([write_report(folder).name], folder)
+        return run.shown("report.html")
+    except StorageError as error:
+        raise UserError(str(error)) from error
+
+
 def main(argv: list[str] | None = None) -> int:
     """Rebuild a report; 0 and its path on success, 2 and one line on a user's mistake."""
     parser = OneLineParser(prog="python -m analysis.report", description="Rebuild RUN/report.html from frames.")
-    parser.add_argument("run", metavar="RUN", type=Path, help="directory of a run, e.g. runs/NAME")
+    parser.add_argument("run", metavar="RUN", type=place, help="directory of a run, e.g. runs/NAME, or s3://...")
     try:
-        print(write_report(parser.parse_args(argv).run))
+        run = parser.parse_args(argv).run
+        print(write_remote_report(run) if isinstance(run, str) else write_report(run))
     except UserError as error:
         print(f"pairpbt: {error}", file=sys.stderr)
         return 2

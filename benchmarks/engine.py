@@ -36,12 +36,13 @@ from pbt.population import PairClock, PairPopulation, start
 from pbt.run_dir import RunDir, member_name
 from pbt.search import initial_values
 from pbt.standings import Standing
-from pbt.store import StateStore
+from pbt.store import ReturnStore, StateStore
 from pbt.training import train
 from rayconf.keys import derive_key
 from rayconf.loading import load_config
 from rayconf.run_config import RunConfig
 from rayconf.session import plan, start_ray
+from rayconf.storage import storage_at
 
 PER_PAIR = 10
 DAYS = 504
@@ -104,12 +105,10 @@ class ThinMember(tune.Trainable):
         place = self._ticket
         generation = place["generation"] + 1
         rng = np.random.Generator(np.random.PCG64(derive_key(place["pair"], place["member"], generation)))
-        directory = RunDir(Path(place["directory"]))
+        run = storage_at(place["place"])
         stream = 0.01 * rng.standard_normal(DAYS)
-        file = directory.validation_file(place["pair"], place["member"], generation)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(file, stream)
-        state = StateStore(directory.states).save({"weights": torch.from_numpy(stream[:64])})
+        ReturnStore(run).save((place["pair"], place["member"], generation), stream)
+        state = StateStore(run).save({"weights": torch.from_numpy(stream[:64])})
         fitness = float(stream.mean() / stream.std())
         row = {name: place[name] for name in ("pair", "member")}
         row |= {"generation": generation, "iteration": generation, "env_steps": generation, "skipped_steps": 0}

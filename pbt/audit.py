@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pbt.mirror import refusing
 from rayconf.errors import OneLineParser, UserError
 from rayconf.origins import check_origins
+from rayconf.storage import place
 
 if TYPE_CHECKING:
     from pbt.finished import FinishedRun
@@ -30,7 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="python -m pbt.audit", description="Look for look-ahead in a run's survivors.", allow_abbrev=False
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a complete run, e.g. runs/NAME")
+    parser.add_argument(
+        "run", type=place, metavar="RUN", help="directory of a complete run, e.g. runs/NAME, or s3://..."
+    )
     parser.add_argument(
         "--lookahead", action="store_true", help="decide again on truncated and on changed prices, and compare"
     )
@@ -47,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command: 0 no look-ahead, 1 a leak or nothing that can be said, 2 and one line on a user's mistake."""
     try:
         check_origins()
-        return _audit(build_parser().parse_args(arguments))
+        with refusing():
+            return _audit(build_parser().parse_args(arguments))
     except UserError as error:
         print(f"pairpbt: {error}", file=sys.stderr)
         return MISTAKE
@@ -74,6 +79,7 @@ def _audit(args: argparse.Namespace) -> int:
             print(line, flush=True)
         pairs[pair] = _entry(rows, found)
     _write(finished.directory.path / "audit.json", finished.run.identity, args, pairs)
+    finished.directory.push(everything=True)
     return _conclude(pairs)
 
 

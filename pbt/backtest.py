@@ -10,14 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pbt.mirror import refusing
 from rayconf.errors import OneLineParser, UserError
 from rayconf.origins import check_origins
+from rayconf.storage import place
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from envs.market import PairMarket
     from pbt.finished import FinishedRun
+    from pbt.run_dir import RunDir
     from pbt.scenarios import Probe
     from pbt.simulator import Policies
     from rayconf.run_config import RunConfig
@@ -34,7 +37,10 @@ def build_parser() -> argparse.ArgumentParser:
     """All flags."""
     parser = OneLineParser(prog="python -m pbt.backtest", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "run", type=Path, metavar="RUN", help="directory of a complete run, e.g. runs/NAME, or hf://user/name"
+        "run",
+        type=place,
+        metavar="RUN",
+        help="directory of a complete run, e.g. runs/NAME, or s3://..., hf://user/name",
     )
     parser.add_argument(
         "--grid",
@@ -75,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command: 0 done, 1 broken accounting, 2 and one line on a user's mistake."""
     try:
         check_origins()
-        print(f"backtest {_backtest(build_parser().parse_args(arguments))}")
+        with refusing():
+            print(f"backtest {_backtest(build_parser().parse_args(arguments))}")
     except UserError as error:
         print(f"pairpbt: {error}", file=sys.stderr)
         return MISTAKE
@@ -88,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def _backtest(args: argparse.Namespace) -> Path:
+def _backtest(args: argparse.Namespace) -> str:
+    """Run and write it; returns where it lies."""
     from pbt.finished import FinishedRun
     from pbt.hub import require_prices
     from pbt.scenario_files import content_of, write_csv, write_json
@@ -106,19 +114,21 @@ def _backtest(args: argparse.Namespace) -> Path:
     markets = finished.markets(args.data_dir)
     for market in markets.values():
         check_spans(market, run, splits)
-    with _whole(_target(args.run, args.out)) as (folder, target):
+    name = args.run.name if isinstance(args.run, Path) else finished.directory.name
+    with _whole(_target(args.run, finished.directory, args.out)) as (folder, target):
         look = None
         if "test" in splits:
             look = _look(finished, f"backtest {target.name}: {_told(run)}{_of_prices(args.data_dir)}")
-        name = finished.on_data(args.data_dir).identity
-        found, base, summary = _simulate(run, name, finished, markets, policies, splits, args, folder)
+        identity = finished.on_data(args.data_dir).identity
+        found, base, summary = _simulate(run, identity, finished, markets, policies, splits, args, folder)
         _write_events(finished, look, folder)
-        content = content_of(run, name, args.run.name, args.data_dir, splits, found, base)
+        content = content_of(run, identity, name, args.data_dir, splits, found, base)
         write_json(content, folder)
         if args.csv:
             write_csv(base, splits, args.policy, folder)
+    finished.directory.push(everything=True)
     _print(content, summary, base, splits)
-    return target
+    return finished.directory.shown(target)
 
 
 def _policies(finished: "FinishedRun") -> "dict[str, Policies]":
@@ -201,7 +211,7 @@ def _refuse(rises: Sequence[Any]) -> None:
         )
 
 
-def _target(run: Path, out: Path | None) -> Path:
+def _target(run: str | Path, directory: "RunDir", out: Path | None) -> Path:
     """Where the results go; nothing is made yet. A published run's go below the current folder, not into the cache."""
     from pbt.hub import is_hub
 
@@ -210,11 +220,11 @@ def _target(run: Path, out: Path | None) -> Path:
             raise UserError(f"--out: {out} exists and is not empty; name a new folder")
         return out.resolve()
     published = is_hub(run)
-    folder = Path("backtests").resolve() if published else run / "backtests"
+    folder = Path("backtests").resolve() if published else directory.path / "backtests"
     stem, number = time.strftime("%Y%m%d-%H%M%S"), 2
-    stem = f"{run.name}-{stem}" if published else stem
+    stem = f"{Path(run).name}-{stem}" if published else stem
     target = folder / stem
-    while target.exists():
+    while target.exists() or directory.storage.within(f"backtests/{target.name}").occupied():
         target, number = folder / f"{stem}-{number}", number + 1
     return target
 
@@ -250,6 +260,7 @@ def _look(finished: "FinishedRun", detail: str) -> dict[str, Any] | None:
     journal = finished.directory.events_journal
     if journal.is_file() and os.access(journal, os.W_OK):
         finished.directory.event("look", detail)
+        finished.directory.push()
         return None
     return {
         "wall_time": time.time(),

@@ -132,7 +132,7 @@ def markets_of(run: RunConfig, directory: RunDir) -> dict[str, PairMarket]:
 def base_members(run: RunConfig, directory: RunDir, market: PairMarket) -> dict[str, Member]:
     """The members of a pair as they start from the run's base; the state lies in the store. Ray is up."""
     folder = directory.base_survivor(market.pair)
-    digest = StateStore(directory.states).save(base_state(run, market, folder))
+    digest = StateStore(directory.storage).save(base_state(run, market, folder))
     origin = _origin(folder)
     return {
         member_name(index): Member(digest, initial_values(run, market.pair, index), origin)

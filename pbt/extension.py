@@ -130,7 +130,7 @@ def write_extension(directory: RunDir, run: RunConfig) -> Path:
 
 def join(run: RunConfig, directory: RunDir, market: PairMarket, finished: Sequence[str]) -> Population:
     """The population of a new pair: weights and hyperparameters from the finished pairs; committed."""
-    store = StateStore(directory.states)
+    store = StateStore(directory.storage)
     control = member_name(0)
     members = {control: Member(None, initial_values(run, market.pair, 0), control)}
     for name, source in sources(run, directory, finished).items():

@@ -17,7 +17,7 @@ from envs.bars import Bars, join_bars
 from envs.market import Borders, PairMarket, Span, build_market, load_legs, run_borders, split_borders
 from envs.scaler import Scaler
 from pbt.hub import fetch_run, is_hub
-from pbt.run_dir import RunDir
+from pbt.run_dir import RunDir, open_run
 from rayconf.errors import UserError
 from rayconf.loading import build_config, load_file
 from rayconf.run_config import RunConfig
@@ -40,13 +40,13 @@ class FinishedRun:
     """Pair, policy name, rank, member and generation of every survivor."""
 
     @classmethod
-    def open(cls, path: Path) -> "FinishedRun":
-        """Open a run's directory, or a published run by its ``hf://user/name``.
+    def open(cls, path: str | Path) -> "FinishedRun":
+        """Open a run's directory, a run at a URI, or a published run by its ``hf://user/name``.
 
         Raises:
             UserError: There is none, it is not complete, or it cannot be fetched.
         """
-        directory = RunDir(fetch_run(path) if is_hub(path) else path)
+        directory = RunDir(fetch_run(path)) if is_hub(path) else open_run(path)
         directory.require()
         run = build_config(load_file(directory.config))
         directory.identity = run.identity

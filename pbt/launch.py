@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pbt.mirror import RemoteRuns, refusing
 from rayconf.errors import OneLineParser, UserError
 from rayconf.loading import assign, build_config, load_config, load_file, merge, parse_assignment
 from rayconf.origins import check_origins
 from rayconf.run_config import RunConfig
+from rayconf.storage import place
 
 if TYPE_CHECKING:
     from envs.market import PairMarket
@@ -70,7 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", metavar="NAME", help="default, smoke, log-pairs or study (default: default)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML over the preset, e.g. another run's config")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", dest="assignments", help="any field")
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where runs live (default: runs)")
+    parser.add_argument(
+        "--run-dir", type=place, metavar="DIR", help="where runs live (default: runs); also s3://BUCKET/PREFIX"
+    )
     parser.add_argument("--name", help="name of the run's directory (default: preset, date and time)")
     parser.add_argument("--address", metavar="ADDR", help="join this Ray cluster (auto: the local one)")
     parser.add_argument("--resume", action="store_true", help="go on with the run --name from its last commit")
@@ -96,14 +100,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _launch(args: argparse.Namespace) -> int:
+    if not isinstance(args.run_dir, str):
+        return _run(args, args.run_dir or Path("runs"))
+    if args.extend:
+        raise UserError("--extend: the run must lie in a folder; copy it there, e.g. with `aws s3 sync`, and back")
+    runs = RemoteRuns(args.run_dir)
+    whole = False
+    try:
+        with refusing("--run-dir"):
+            status = _run(args, runs.folder, runs)
+    finally:
+        whole = runs.close()
+    return status if whole else status or FAILED
+
+
+def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None) -> int:
+    """Launch one run in a folder of runs, or in the working copy of one at a URI."""
     from rayconf.session import machine_resources, plan, start_ray
 
-    folder = args.run_dir or Path("runs")
     if args.extend:
         path = args.extend if args.run_dir is None else folder / args.extend
         folder, config = path.resolve().parent, _extended(args, path)
     else:
-        config = _resumed(args, folder) if args.resume else _fresh(args)
+        config = _resumed(args, folder, runs) if args.resume else _fresh(args)
     config = config.model_copy(update={"tracking": config.tracking.in_force(os.environ)})
     # A cluster is asked what it has when it is joined; a plan without it is this machine's.
     machine = machine_resources(config.resources) if args.dry_run or args.address is None else None
@@ -115,8 +134,8 @@ def _launch(args: argparse.Namespace) -> int:
     fresh = not args.resume and not args.extend
     base = find_base(config) if fresh else kept_base(config, RunDir(folder / (config.name or "")))
     config = base.recorded(config)
-    directory = RunDir(folder / (config.name or ""), config.identity)
-    if fresh and directory.path.exists() and not args.dry_run:
+    directory = RunDir(folder / (config.name or ""), config.identity, runs.mirror(config.name or "") if runs else None)
+    if fresh and directory.storage.occupied() and not args.dry_run:
         directory.create()  # raises: the name is taken
     markets = load_markets(config, base.scalers)
     working = _training(config, directory, args)
@@ -129,7 +148,7 @@ def _launch(args: argparse.Namespace) -> int:
         _describe(config, planned.lines(), [note for pair in working.data.pairs for note in markets[pair].notes])
         return OK
     if args.resume and _complete(directory):
-        print(f"complete; report {directory.report}")
+        print(f"complete; report {directory.shown(directory.report)}")
         return OK
     from rich.console import Console
 
@@ -140,7 +159,7 @@ def _launch(args: argparse.Namespace) -> int:
             _open(args, config, working, directory, markets, base, machine)
         with start_ray(config.resources, args.address) as found:
             if machine is None:  # a cluster that does not answer, or is not fit, leaves no run behind
-                found = _fit_cluster(config, folder, found)
+                found = _fit_cluster(config, args.run_dir or folder, found)
                 _open(args, config, working, directory, markets, base, found)
             execute(config, directory, markets, found, Console())
     except SystemExit:  # SIGTERM
@@ -155,15 +174,16 @@ def _launch(args: argparse.Namespace) -> int:
         logging.getLogger("pbt").exception("run failed")
         first = full or next(iter(str(error).strip().splitlines()), type(error).__name__)
         print(
-            f"pairpbt: failed: {first}; see {directory.log}, go on with --resume --name {directory.name}",
+            f"pairpbt: failed: {first}; see {directory.shown(directory.log)}, go on with --resume --name "
+            f"{directory.name}",
             file=sys.stderr,
         )
         return FAILED
-    print(f"report {directory.report}")
+    print(f"report {directory.shown(directory.report)}")
     return OK
 
 
-def _fit_cluster(config: RunConfig, folder: Path, found: "Machine") -> "Machine":
+def _fit_cluster(config: RunConfig, folder: str | Path, found: "Machine") -> "Machine":
     """What a cluster that Ray has joined offers, once its autoscaler has brought what the run asks for.
 
     Every node is checked, with the folder of runs, which all of them must share.
@@ -183,6 +203,7 @@ def _fit_cluster(config: RunConfig, folder: Path, found: "Machine") -> "Machine"
     return offered()
 
 
+@refusing("--run-dir")
 def _open(
     args: argparse.Namespace,
     config: RunConfig,
@@ -216,6 +237,7 @@ def _open(
         for line in base.warnings(config):
             directory.event("plan", line)
             print(f"warning    {line}")
+    directory.push()
     keep_reserve(directory)
     notes = (note for pair in working.data.pairs for note in markets[pair].notes)
     for line in (*plan(working, machine.cpus, machine.gpus).lines(), *notes):
@@ -283,15 +305,15 @@ def _training(config: RunConfig, directory: "RunDir", args: argparse.Namespace) 
     return config.model_copy(update={"data": config.data.model_copy(update={"pairs": pairs})})
 
 
-def _resumed(args: argparse.Namespace, folder: Path) -> RunConfig:
+def _resumed(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None) -> RunConfig:
     """The stored config, with what may change changed. Raises ``UserError`` naming any other difference."""
     from pbt.run_dir import RunDir
 
     if args.name is None:
         raise UserError("--resume: which run? give its --name")
-    directory = RunDir(folder / args.name)
+    directory = RunDir(folder / args.name, mirror=runs.fetched(args.name) if runs else None)
     if not directory.config.is_file():
-        raise UserError(f"--resume: {directory.path} holds no run to go on with")
+        raise UserError(f"--resume: {directory.shown(directory.path)} holds no run to go on with")
     stored = build_config(load_file(directory.config_in_force))
     if args.preset or args.config:
         wanted = load_config(args.preset or "default", args.config, _flags(args), args.assignments)

@@ -9,7 +9,6 @@ Tune's own checkpoint is a mere pointer.
 import contextlib
 import ctypes
 import gc
-import io
 import json
 import os
 import socket
@@ -18,7 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import ray
 from ray import tune
@@ -27,14 +25,15 @@ from algos.config import PairPPOConfig
 from algos.pair_ppo import PairPPO
 from envs.market import PairMarket
 from pbt.generation import Iteration, enter, initial_key, train_generation, training_key
-from pbt.run_dir import RunDir, folder_name
-from pbt.store import StateStore
+from pbt.run_dir import folder_name
+from pbt.store import ReturnStore, StateStore
 from rayconf.run_config import RunConfig
+from rayconf.storage import storage_at
 
 
 def ticket(
     run: RunConfig,
-    directory: Path,
+    place: str | Path,
     pair: str,
     member: str,
     generation: int,
@@ -42,11 +41,22 @@ def ticket(
     state: str | None,
     frozen: bool = False,
 ) -> dict[str, Any]:
-    """Trial config of the generation that follows ``generation`` finished ones; frozen: the encoder rests in it."""
+    """Trial config of the generation that follows ``generation`` finished ones.
+
+    Args:
+        run: The run.
+        place: Where it lies for every node, a folder or a URI.
+        pair: The pair.
+        member: The member.
+        generation: Generations finished.
+        hyperparameters: In force in the next, by search name.
+        state: Digest of what it starts from; None: the member's initial weights.
+        frozen: Whether the encoder rests in it.
+    """
     return {
         "ticket": {
             "run": run.model_dump_json(),  # one word: Tune walks through all values of all trials once per trial
-            "directory": str(directory),
+            "place": str(place),
             "pair": pair,
             "member": member,
             "generation": generation,
@@ -103,7 +113,7 @@ class PairMember(PairPPO):
         trained = train_generation(self, self._market, self._start, key, number, frozen=self._ticket["frozen"])
         iterations = [self._row(number, i, iteration) for i, iteration in enumerate(trained.iterations)]
         clock = time.perf_counter()
-        self._keep(trained.evaluation.net_return, number)
+        self._returns.save((self._pair, self._member, number), trained.evaluation.net_return)
         state = self._store.save(trained.state)
         figures, last = trained.evaluation.figures, iterations[-1]
         last.update(
@@ -138,8 +148,8 @@ class PairMember(PairPPO):
         run = RunConfig.model_validate_json(new["run"])
         self._run = run.with_values(new["hyperparameters"])
         self._pair, self._member = new["pair"], new["member"]
-        directory = RunDir(Path(new["directory"]))
-        self._directory, self._store = directory, StateStore(directory.states)
+        place = storage_at(new["place"])
+        self._store, self._returns = StateStore(place), ReturnStore(place)
         return PairPPOConfig.from_run(self._run, self._pair, key=initial_key(run, self._pair, self._member))
 
     def _row(self, generation: int, index: int, done: Iteration) -> dict[str, Any]:
@@ -161,19 +171,6 @@ class PairMember(PairPPO):
             "host": socket.gethostname(),
             "actor_pid": os.getpid(),
         }
-
-    def _keep(self, net_return: np.ndarray, generation: int) -> None:
-        path = self._directory.validation_file(self._pair, self._member, generation)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Written by Python, because numpy's own writer does not say when the disk is full.
-        content = io.BytesIO()
-        np.save(content, net_return)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(content.getbuffer())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def _entitle(title: str) -> None:

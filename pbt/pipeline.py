@@ -1,7 +1,6 @@
 """A run from its config to its report: train, choose, back-test, write. Every stage may be repeated."""
 
 import logging
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -97,6 +96,7 @@ def execute(
     references = {pair: ray.put(markets[pair]) for pair in joining(directory, run)}
     slots = plan(run, machine.cpus, machine.gpus).slots
     populations = {pair: load_population(run, directory, market) for pair, market in markets.items()}
+    directory.push()
     tracking = Tracking(run, directory)
     with Gauges(run, directory, populations) as gauges:
         try:
@@ -132,6 +132,7 @@ def finish(
     extended = len(references) < len(survivors)
     for which in references if extended else (None,):  # the finished pairs of an extension are not looked at again
         directory.event("look", "launch: survivors, ensemble and baselines over all scenarios", pair=which)
+    directory.push()
     policies = {pair: _policies(survivors[pair]) for pair in references}
     rows, prepared = backtest(run, directory.identity, references, policies)
     notes: dict[str, dict[str, Any]] = {
@@ -166,9 +167,10 @@ def finish(
     verdicts = {pair: one.sentence() for pair, one in found.items()}
     tracking.results(verdicts)
     write_summary_json(directory, summary, survivors, notes, found, "complete")  # last: it says that the run is whole
+    directory.push(everything=True)
     print_final_table(summary, daily, verdicts)
     print(time_line(time_split(read_jsonl(directory.progress_journal))))
-    shutil.rmtree(directory.tune, ignore_errors=True)
+    directory.storage.within("tune").clear()
     if directory.extension.is_file():
         directory.extension.replace(directory.config)
     directory.reserve.unlink(missing_ok=True)

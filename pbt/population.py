@@ -14,7 +14,7 @@ from pbt.recovery import step_back
 from pbt.run_dir import RunDir, member_name
 from pbt.search import initial_values
 from pbt.standings import LOST, Decision, Standing
-from pbt.store import StateStore
+from pbt.store import ReturnStore, StateStore
 from rayconf.run_config import RunConfig
 
 HISTORY = 512
@@ -57,7 +57,7 @@ class PairPopulation:
 
     def __init__(self, run: RunConfig, directory: RunDir, clock: PairClock, committed: Population) -> None:
         self._run, self._directory, self._clock = run, directory, clock
-        self._store = StateStore(directory.states)
+        self._store, self._returns = StateStore(directory.storage), ReturnStore(directory.storage)
         self.committed = committed
         self._results: dict[str, dict[str, Any] | None] = {}
         self._failures: dict[str, int] = {}
@@ -155,6 +155,7 @@ class PairPopulation:
         )
         before.write(self._directory.manifest_before(self.pair))
         self.committed.write(self._directory.manifest(self.pair))
+        self._directory.push()
         self._store.discard((before.states() | seen | self._strays) - self.committed.states())
         self._results, self._failures, self._strays = {}, {}, set()
         return decisions
@@ -169,6 +170,7 @@ class PairPopulation:
         if damaged:
             self._strays |= self.committed.states() | {r["state"] for r in self._results.values() if r is not None}
             self.committed = step_back(self._directory, self.committed, damaged)
+            self._directory.push()
             self._results, self._failures = {}, {}
         return bool(damaged)
 
@@ -245,10 +247,10 @@ class PairPopulation:
 
     def _gap(self, donor: tuple[str, int], member: tuple[str, int]) -> fitness.Gap:
         """Paired gap between two evaluations, each named by (member, generation)."""
-        returns = [np.load(self._directory.validation_file(self.pair, *of)) for of in (donor, member)]
+        theirs, ours = (self._returns.load((self.pair, *of)) for of in (donor, member))
         key = (self._run.seed, self.pair, self.generation + 1)
         clock = self._clock
-        return fitness.paired_gap(*returns, clock.dates, clock.sessions_per_year, self._run.pbt, *key)
+        return fitness.paired_gap(theirs, ours, clock.dates, clock.sessions_per_year, self._run.pbt, *key)
 
     def _fall(self, name: str) -> fitness.Gap | None:
         peak = self.committed.members[name].peak

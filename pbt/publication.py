@@ -17,7 +17,7 @@ from analysis.summary import headline_window
 from pbt.finished import FinishedRun
 from pbt.hub import SCHEME, UNPUBLISHED
 from pbt.model_card import Card
-from pbt.run_dir import RunDir
+from pbt.run_dir import RunDir, open_run
 from rayconf.errors import UserError
 from rayconf.loading import build_config, load_file
 from rayconf.run_config import RunConfig
@@ -38,13 +38,13 @@ class Publication:
     pairs: Sequence[str]
 
     @classmethod
-    def of(cls, path: Path, pairs: Sequence[str] | None = None) -> "Publication":
+    def of(cls, path: str | Path, pairs: Sequence[str] | None = None) -> "Publication":
         """The publication of a run's pairs; None: of all.
 
         Raises:
             UserError: The run is not complete, or a pair is not of it.
         """
-        directory = RunDir(path)
+        directory = open_run(path)
         directory.require()
         run = build_config(load_file(directory.config))
         try:

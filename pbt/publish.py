@@ -18,6 +18,7 @@ from pbt.publication import Publication, build
 from pbt.safe_files import IGNORED, LAYOUT
 from rayconf.errors import OneLineParser, UserError
 from rayconf.origins import check_origins
+from rayconf.storage import place
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -28,7 +29,9 @@ OK, MISTAKE, INTERRUPTED = 0, 2, 130
 def build_parser() -> argparse.ArgumentParser:
     """All flags."""
     parser = OneLineParser(prog="python -m pbt.publish", description=__doc__, allow_abbrev=False)
-    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a complete run, e.g. runs/NAME")
+    parser.add_argument(
+        "run", type=place, metavar="RUN", help="directory of a complete run, e.g. runs/NAME, or s3://..."
+    )
     parser.add_argument("--repo", required=True, metavar="USER/NAME", help="repository; made where there is none")
     parser.add_argument("--private", action="store_true", help="make it a private one")
     parser.add_argument("--revision", metavar="BRANCH", help="branch, made where there is none (default: the main one)")

@@ -26,9 +26,10 @@ def recover(directory: RunDir, run: RunConfig) -> None:
         population = last_whole(directory, pair)
         if population is not None:
             committed[pair] = population
-    # Sweeping comes first, for it makes room where the disk was full.
+    directory.push()
+    # Sweeping comes before the journals, for it makes room where the disk was full.
     needed: set[str] = set().union(*(population.states() for population in committed.values()), set())
-    StateStore(directory.states).sweep(needed)
+    StateStore(directory.storage).sweep(needed)
     for journal, key in ((directory.progress_journal, "progress"), (directory.lineage_journal, "lineage")):
         rows = [
             row
@@ -59,10 +60,12 @@ def last_whole(directory: RunDir, pair: str) -> Population | None:
             older = Population.read(before)
         except UserError:
             raise error from None
-        directory.event("corrupt", f"{newest} cannot be read; back to generation {older.generation}", pair=pair)
+        directory.event(
+            "corrupt", f"{directory.shown(newest)} cannot be read; back to generation {older.generation}", pair=pair
+        )
         older.write(newest)
         population = older
-    damaged = StateStore(directory.states).damaged(population.own_states())
+    damaged = StateStore(directory.storage).damaged(population.own_states())
     return step_back(directory, population, damaged) if damaged else population
 
 
@@ -74,8 +77,8 @@ def step_back(directory: RunDir, population: Population, damaged: Sequence[str])
     Raises:
         DamagedRunError: There is no commit before, or its states are damaged too.
     """
-    pair, store = population.pair, StateStore(directory.states)
-    files = ", ".join(str(directory.states / f"{name}.pt") for name in damaged)
+    pair, store = population.pair, StateStore(directory.storage)
+    files = ", ".join(store.shown(name) for name in damaged)
     before = _before(directory, population)
     if before is None or store.damaged(before.own_states()):
         at = "has no commit before" if before is None else "and the commit before are damaged"

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pbt.mirror import refusing
 from rayconf.errors import OneLineParser, UserError
 from rayconf.loading import build_config, load_file
 from rayconf.origins import check_origins
 from rayconf.run_config import RunConfig
+from rayconf.storage import place
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,7 +31,9 @@ EQUAL, DIFFERENT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 def build_parser() -> argparse.ArgumentParser:
     """All flags."""
     parser = OneLineParser(prog="python -m pbt.replay", description=__doc__, allow_abbrev=False)
-    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a complete run, e.g. runs/NAME")
+    parser.add_argument(
+        "run", type=place, metavar="RUN", help="directory of a complete run, e.g. runs/NAME, or s3://..."
+    )
     parser.add_argument("--pair", required=True, metavar="A/B", help="one of the run's pairs")
     parser.add_argument("--rank", type=int, default=1, metavar="K", help="which survivor (default: 1)")
     parser.add_argument(
@@ -45,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command: 0 equal (or trained under another seed), 1 different, 2 and one line on a user's mistake."""
     try:
         check_origins()
-        return _replay(build_parser().parse_args(arguments))
+        with refusing():
+            return _replay(build_parser().parse_args(arguments))
     except UserError as error:
         print(f"pairpbt: {error}", file=sys.stderr)
         return MISTAKE
@@ -58,18 +63,18 @@ def _replay(args: argparse.Namespace) -> int:
     from analysis.frames import read_frame
     from pbt.base import markets_of
     from pbt.pipeline import other_versions
-    from pbt.run_dir import RunDir
+    from pbt.run_dir import open_run
     from pbt.segments import base_state, difference, retrain, segments_of
     from pbt.store import StateStore
     from rayconf.session import start_ray
 
-    directory = RunDir(args.run)
+    directory = open_run(args.run)
     directory.require()
     run = build_config(load_file(directory.config))
     directory.identity = run.identity
     snapshot = _chosen(run, directory, args)
     lineage = read_frame(directory.frame("lineage"), pair=args.pair).to_pylist()
-    segments, store = segments_of(run, lineage, args.pair, snapshot), StateStore(directory.states)
+    segments, store = segments_of(run, lineage, args.pair, snapshot), StateStore(directory.storage)
     base = base_state(segments, store)
     market = markets_of(run, directory)[args.pair]
     for line in _warnings(run, other_versions(run)):
@@ -139,6 +144,7 @@ def _conclude(
     if args.test and not known:
         directory.event("look", f"replay of survivor {args.rank}{_under(args.seed)}", pair=args.pair)
         write_events(directory)
+        directory.push(everything=True)
     splits = ("test", "train", "validation") if args.test or known else ("train", "validation")
     name = f"survivor-{args.rank}"
     recorded = read_frame(directory.frame("daily"), scenario="base", pair=args.pair, policy=name)
@@ -146,9 +152,10 @@ def _conclude(
     daily = _daily(run, market, name, policy, splits, identity)
     verdicts, code = _verdicts(args, market.sessions_per_year, recorded, daily, done)
     target = _write(directory, args, run, market, policy, snapshot, done, daily)
+    directory.push(everything=True)
     for line in verdicts:
         print(line)
-    print(f"replay     {target}")
+    print(f"replay     {directory.shown(target)}")
     return code
 
 
@@ -226,7 +233,7 @@ def _write(
     seed = "" if args.seed is None else f"-seed{args.seed}"
     stem = f"{folder_name(args.pair)}-{args.rank}{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     target, number = directory.replays / stem, 2
-    while target.exists():
+    while directory.storage.within(f"replays/{target.name}").occupied():
         target, number = directory.replays / f"{stem}-{number}", number + 1
     temporary = directory.replays / f".{target.name}.tmp"
     seeded = run if args.seed is None else run.model_copy(update={"seed": args.seed})

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from analysis.diversity import diversity_rows
@@ -28,6 +27,7 @@ from envs.market import PairMarket
 from pbt.manifest import Population
 from pbt.run_dir import RunDir
 from pbt.search import to_unit
+from pbt.store import ReturnStore
 from pbt.survivors import Survivor
 from rayconf.run_config import RunConfig
 
@@ -67,12 +67,13 @@ def validation_rows(
         market, population = markets[pair], populations[pair]
         span = market.splits["validation"]
         dates = market.dates[span.start : span.stop - 1]
-        for member in sorted(population.members):
-            for generation in range(1, population.generation + 1):
-                path = directory.validation_file(pair, member, generation)
-                if path.is_file():  # a lost member has none
-                    where = {"window": 0, "pair": pair, "member": member, "generation": generation}
-                    blocks.append(frame_block(schema, where, {"date": dates, "net_return": np.load(path)}))
+        members, generations = sorted(population.members), range(1, population.generation + 1)
+        evaluations = [(pair, member, generation) for member in members for generation in generations]
+        found = zip(evaluations, ReturnStore(directory.storage).load_each(evaluations), strict=True)
+        for (_, member, generation), returns in found:
+            if returns is not None:
+                where = {"window": 0, "pair": pair, "member": member, "generation": generation}
+                blocks.append(frame_block(schema, where, {"date": dates, "net_return": returns}))
     return pa.concat_tables(blocks) if blocks else schema.empty_table()
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis.frames import append_jsonl, read_jsonl
+from pbt.mirror import Mirror, Wanted, fetched, working
 from rayconf.errors import UserError
+from rayconf.storage import LocalStorage, Storage, is_uri
 
 
 def folder_name(pair: str) -> str:
@@ -18,24 +20,37 @@ def member_name(index: int) -> str:
     return f"m{index:02d}"
 
 
+def open_run(where: str | Path, wanted: Wanted = working) -> "RunDir":
+    """The directory of a run: a folder, or a working copy of what is wanted of a run at a URI.
+
+    Raises:
+        UserError: The URI cannot be read, or nothing lies there.
+    """
+    if not is_uri(where):
+        return RunDir(Path(where))
+    mirror = fetched(str(where), wanted)
+    return RunDir(mirror.folder, mirror=mirror)
+
+
 class RunDir:
     """Paths of one run. Nothing is created before ``create``.
 
     Args:
         path: The run's directory.
         identity: The run's identity, which its rows carry; needed to journal.
+        mirror: Where ``path`` is but the driver's working copy, the run itself at a URI; members write there.
     """
 
-    def __init__(self, path: Path, identity: str = "") -> None:
+    def __init__(self, path: Path, identity: str = "", mirror: Mirror | None = None) -> None:
         self.path = path
         self.identity = identity
+        self._mirror = mirror
+        self.storage: Storage = LocalStorage(path) if mirror is None else mirror.home
+        """Where the run lies for every node."""
         self.config = path / "config.yaml"
         self.extension = path / "extension.yaml"
         self.frames = path / "frames"
         self.state = path / "state"
-        self.states = path / "members" / "states"
-        self.validation = path / "members" / "validation"
-        self.tune = path / "tune"
         self.survivors = path / "survivors"
         self.replays = path / "replays"
         self.base = path / "base"
@@ -56,18 +71,41 @@ class RunDir:
 
     def create(self) -> None:
         """Make the directory. Raises ``UserError`` when it exists or cannot be made."""
+        taken = f"--name: {self.shown(self.path)} exists; choose another name, or go on with --resume"
+        if self.storage.occupied():
+            raise UserError(taken)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.mkdir()
         except FileExistsError as error:
-            raise UserError(f"--name: {self.path} exists; choose another name, or go on with --resume") from error
+            raise UserError(taken) from error
         except OSError as error:
             raise UserError(f"--run-dir: cannot make {self.path}: {error.strerror}") from error
 
     def require(self) -> None:
         """Raise ``UserError`` unless a run lies here."""
         if not self.config.is_file():
-            raise UserError(f"{self.path} holds no run: config.yaml is missing")
+            raise UserError(f"{self.shown(self.path)} holds no run: config.yaml is missing")
+
+    def push(self, *, everything: bool = False) -> None:
+        """Send what changed to where the run lies, if that is elsewhere: config and state, or everything.
+
+        Raises:
+            StorageError: It cannot be written there.
+        """
+        if self._mirror is not None:
+            self._mirror.push(everything=everything)
+
+    def pull(self, wanted: Wanted) -> None:
+        """Fetch anew what is wanted, if the run lies elsewhere. Raises ``StorageError`` where it cannot be read."""
+        if self._mirror is not None:
+            self._mirror.pull(wanted)
+
+    def shown(self, path: Path) -> str:
+        """A path of the run as its user knows it."""
+        if self._mirror is None or not path.is_relative_to(self.path):
+            return str(path)
+        return self.storage.shown("" if path == self.path else path.relative_to(self.path).as_posix())
 
     @property
     def config_in_force(self) -> Path:
@@ -81,10 +119,6 @@ class RunDir:
     def manifest_before(self, pair: str) -> Path:
         """The commit before the last one, which the pair goes back to when a state is damaged."""
         return self.state / "previous" / f"{folder_name(pair)}.json"
-
-    def validation_file(self, pair: str, member: str, generation: int) -> Path:
-        """Net returns of one evaluation on validation, float64."""
-        return self.validation / folder_name(pair) / f"g{generation:04d}-{member}.npy"
 
     def survivor(self, pair: str, rank: int) -> Path:
         """Folder of one survivor."""

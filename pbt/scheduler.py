@@ -40,16 +40,16 @@ class PairPBT(FIFOScheduler):
 
     Args:
         run: The run.
-        directory: The run's directory, for tickets.
+        place: Where the run lies, for tickets.
         populations: Committed population per pair; complete ones get no trials.
         slots: Actors that may live at once.
     """
 
     metric = "fitness"
 
-    def __init__(self, run: RunConfig, directory: Path, populations: Mapping[str, PairPopulation], slots: int) -> None:
+    def __init__(self, run: RunConfig, place: str, populations: Mapping[str, PairPopulation], slots: int) -> None:
         super().__init__()
-        self._run, self._directory, self._slots = run, directory, slots
+        self._run, self._place, self._slots = run, place, slots
         self.populations = dict(populations)
         self._trials: dict[tuple[str, str], Trial] = {}
         self._controller: TuneController | None = None
@@ -176,7 +176,7 @@ class PairPBT(FIFOScheduler):
             if trial is not None:
                 values, state = member.hyperparameters, member.state
                 trial.set_config(
-                    ticket(run, self._directory, population.pair, name, generation, values, state, member.frozen)
+                    ticket(run, self._place, population.pair, name, generation, values, state, member.frozen)
                 )
 
     @contextlib.contextmanager

@@ -8,7 +8,6 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -18,9 +17,11 @@ from analysis.frames import read_jsonl
 from analysis.timing import time_line, time_split
 from pbt.leaderboard import Status, leaderboard, pair_lines, run_status, summary_line
 from pbt.manifest import Population
-from pbt.run_dir import RunDir
+from pbt.mirror import committed, refusing
+from pbt.run_dir import RunDir, open_run
 from rayconf.errors import OneLineParser, UserError
 from rayconf.loading import build_config, load_file
+from rayconf.storage import place
 
 
 def status_table(directory: RunDir) -> Table:
@@ -67,7 +68,7 @@ def status_table(directory: RunDir) -> Table:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the status; 0, or 2 and one line on a user's mistake, 130 when a watch is interrupted."""
     parser = OneLineParser(prog="python -m pbt.status", description=__doc__, allow_abbrev=False)
-    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run, e.g. runs/NAME")
+    parser.add_argument("run", type=place, metavar="RUN", help="directory of a run, e.g. runs/NAME, or s3://...")
     parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
     parser.add_argument(
         "--watch", type=float, nargs="?", const=2.0, metavar="SECONDS", help="repaint (every 2 s) until the run ends"
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = parser.parse_args(arguments)
         if args.watch is not None and not args.watch > 0:
             raise UserError(f"--watch: {args.watch:g} must be above 0 seconds")
-        directory = RunDir(args.run)
+        directory = open_run(args.run, committed)
         if args.watch is not None:
             _watch(directory, args.watch, args.json)
         elif args.json:
@@ -109,6 +110,8 @@ def _watch(directory: RunDir, seconds: float, as_json: bool) -> None:
     paint = console.is_terminal and not as_json
     with Live(console=console, auto_refresh=False) if paint else contextlib.nullcontext() as live:
         while True:
+            with refusing():
+                directory.pull(committed)
             status = run_status(directory)
             if live is not None:
                 live.update(page(directory, status), refresh=True)

@@ -1,16 +1,20 @@
-"""Member states on disk, named by their content: copying at an exploit is naming, retries are idempotent."""
+"""What members leave of a generation, where every node reaches it: states named by content, returns on validation."""
 
 import hashlib
 import io
-import os
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pbt.run_dir import folder_name
+from rayconf.storage import Storage
+
 State = dict[str, Tensor]
 """Flat tensors by name: everything that training needs to go on."""
+Evaluated = tuple[str, str, int]
+"""Pair, member and generation of an evaluation on validation."""
 
 
 class CorruptStateError(RuntimeError):
@@ -28,26 +32,23 @@ def digest(state: Mapping[str, Tensor]) -> str:
 
 
 class StateStore:
-    """A folder of ``<digest>.pt`` files."""
+    """A run's ``members/states/<digest>.pt``: copying at an exploit is naming, retries are idempotent.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Args:
+        run: Where the run lies.
+    """
+
+    def __init__(self, run: Storage) -> None:
+        self._folder = run.within("members/states")
 
     def save(self, state: Mapping[str, Tensor]) -> str:
         """Write a state unless it is there already; return its digest."""
         name = digest(state)
-        path = self._path(name)
-        if not path.exists():
-            self._folder.mkdir(parents=True, exist_ok=True)
+        if not self._folder.exists(_file(name)):
             # Written by Python, because torch's own writer does not say when the disk is full.
             content = io.BytesIO()
             torch.save({key: state[key] for key in sorted(state)}, content)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            try:
-                temporary.write_bytes(content.getbuffer())
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            self._folder.write(_file(name), content.getbuffer())
         return name
 
     def load(self, name: str) -> State:
@@ -55,42 +56,84 @@ class StateStore:
 
         Raises:
             CorruptStateError: If the file is unreadable or its content differs from its name.
+            FileNotFoundError: If there is none.
         """
-        path = self._path(name)
+        return self._state(name, self._folder.read(_file(name)))
+
+    def _state(self, name: str, content: bytes) -> State:
         try:
-            state: State = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise
+            state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception as error:
-            raise CorruptStateError(f"{path} cannot be read: {error}") from error
+            raise CorruptStateError(f"{self.shown(name)} cannot be read: {error}") from error
         if digest(state) != name:
-            raise CorruptStateError(f"{path} does not hold what its name says")
+            raise CorruptStateError(f"{self.shown(name)} does not hold what its name says")
         return state
 
     def damaged(self, names: Iterable[str]) -> list[str]:
         """Those of the named states that are missing or do not hold what their names say, in order of name."""
-        found = []
-        for name in sorted(set(names)):
+        wanted, found = sorted(set(names)), []
+        for name, content in zip(wanted, self._folder.read_each(map(_file, wanted)), strict=True):
             try:
-                self.load(name)
-            except (FileNotFoundError, CorruptStateError):
+                self._state(name, content or b"")
+            except CorruptStateError:
                 found.append(name)
         return found
 
     def discard(self, names: Iterable[str]) -> None:
         """Delete the named states, where present."""
-        for name in names:
-            self._path(name).unlink(missing_ok=True)
+        self._folder.delete(map(_file, names))
 
     def names(self) -> set[str]:
         """Digests of all states present."""
-        return {path.stem for path in self._folder.glob("*.pt")}
+        return {name.removesuffix(".pt") for name in self._folder.names() if name.endswith(".pt")}
 
     def sweep(self, needed: Iterable[str]) -> None:
         """Delete all but the named states, and what interrupted saves left."""
         self.discard(self.names() - set(needed))
-        for temporary in self._folder.glob("*.tmp"):
-            temporary.unlink(missing_ok=True)
+        self._folder.tidy()
 
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.pt"
+    def shown(self, name: str) -> str:
+        """The file of a state, for people."""
+        return self._folder.shown(_file(name))
+
+
+def _file(name: str) -> str:
+    return f"{name}.pt"
+
+
+class ReturnStore:
+    """A run's ``members/validation/<AAA_BBB>/g<generation>-<member>.npy``: net returns on validation, float64 [K].
+
+    Args:
+        run: Where the run lies.
+    """
+
+    def __init__(self, run: Storage) -> None:
+        self._folder = run.within("members/validation")
+
+    def save(self, of: Evaluated, net_return: np.ndarray) -> None:
+        """Write the returns of an evaluation."""
+        # Written by Python, because numpy's own writer does not say when the disk is full.
+        content = io.BytesIO()
+        np.save(content, net_return)
+        self._folder.write(self.name(of), content.getbuffer())
+
+    def load(self, of: Evaluated) -> np.ndarray:
+        """The returns of an evaluation. Raises ``FileNotFoundError`` where there are none."""
+        return _array(self._folder.read(self.name(of)))
+
+    def load_each(self, evaluations: Sequence[Evaluated]) -> Iterator[np.ndarray | None]:
+        """Returns in the order given; None: there are none, as of a lost member."""
+        for content in self._folder.read_each(map(self.name, evaluations)):
+            yield None if content is None else _array(content)
+
+    @staticmethod
+    def name(of: Evaluated) -> str:
+        """The file's name in the folder."""
+        pair, member, generation = of
+        return f"{folder_name(pair)}/g{generation:04d}-{member}.npy"
+
+
+def _array(content: bytes) -> np.ndarray:
+    values: np.ndarray = np.load(io.BytesIO(content))
+    return values

@@ -28,6 +28,7 @@ from pbt.trading_account import TradingAccount, capped, is_batch, mark
 from rayconf.errors import UserError
 from rayconf.loading import build_config, load_file
 from rayconf.run_config import RunConfig
+from rayconf.storage import is_uri
 
 Prices = Mapping[str, pd.DataFrame | Bars] | str | Path | None
 """By ticker a frame with the columns of a price file, or ``Bars``; a folder of such files; None: the embedded market's
@@ -285,7 +286,7 @@ def load_policy(path: str | Path, pair: str | None = None) -> TradingPolicy:
 
 
 def local_folder(path: str | Path) -> Path:
-    """A folder as it is, or that of a published run, fetched from the hub.
+    """A folder as it is, or a local copy of one at a URI or of a published run.
 
     Raises:
         UserError: It cannot be fetched, or is no folder.
@@ -294,6 +295,10 @@ def local_folder(path: str | Path) -> Path:
         from pbt.hub import fetch
 
         return fetch(str(path))
+    if is_uri(path):
+        from pbt.mirror import fetched
+
+        return fetched(str(path)).folder
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise UserError(f"{path} is no folder; give a survivor's folder, RUN/survivors/AAA_BBB, or hf://user/name")

@@ -14,7 +14,7 @@ from analysis.frames import KEYS, lineage_schema, write_frame
 from envs.market import PairMarket
 from pbt.manifest import Population, Snapshot
 from pbt.run_dir import RunDir
-from pbt.store import State, StateStore
+from pbt.store import ReturnStore, State, StateStore
 from rayconf.errors import UserError
 from rayconf.run_config import RunConfig
 
@@ -72,11 +72,10 @@ def averaged_weights(state: State) -> dict[str, torch.Tensor]:
 
 def load_survivors(run: RunConfig, directory: RunDir, population: Population, market: PairMarket) -> list[Survivor]:
     """The survivors of one pair by rank, with their policies; empty when validation saw none worth keeping."""
-    streams = {
-        s.state: np.load(directory.validation_file(population.pair, s.member, s.generation)) for s in population.archive
-    }
+    returns = ReturnStore(directory.storage)
+    streams = {s.state: returns.load((population.pair, s.member, s.generation)) for s in population.archive}
     chosen = choose(population.archive, streams, run.pbt.survivors, run.pbt.survivor_correlation)
-    store = StateStore(directory.states)
+    store = StateStore(directory.storage)
     return [
         Survivor(
             rank,

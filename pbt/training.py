@@ -17,6 +17,7 @@ from pbt.run_dir import RunDir, folder_name
 from pbt.scheduler import KeepActors, Listener, PairPBT, Revival
 from pbt.watchdog import Watchdog
 from rayconf.run_config import RunConfig
+from rayconf.storage import RemoteStorage
 
 # Loggers and progress are ours; one result at a time keeps barriers exact; Tune's own state is never restored, so it
 # need not be written often. Pending trials beyond the slots would take actors from one another.
@@ -58,7 +59,7 @@ def train(
     tickets = [
         ticket(
             run,
-            directory.path.resolve(),
+            directory.storage.place,
             pair,
             name,
             population.generation,
@@ -75,10 +76,11 @@ def train(
     os.environ.update(TUNE_SETTINGS, TUNE_MAX_PENDING_TRIALS_PG=str(slots))
     _keep_off_the_terminal()
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
-    scheduler = PairPBT(run, directory.path.resolve(), populations, slots)
+    scheduler = PairPBT(run, directory.storage.place, populations, slots)
     kind = tune.with_parameters(trainable or PairMember, markets=dict(markets))
     kind.__qualname__ = kind.__name__  # which is what Ray's dashboard and metrics call the actors
-    attempt = 1 + sum(1 for _ in directory.tune.glob("attempt-*"))
+    attempts = directory.storage.within("tune")
+    attempt = 1 + len({name.partition("/")[0] for name in attempts.names()})
     tuner = tune.Tuner(
         kind,
         param_space={"ticket": tune.grid_search(tickets)},
@@ -91,7 +93,8 @@ def train(
         ),
         run_config=tune.RunConfig(
             name=f"attempt-{attempt}",
-            storage_path=str(directory.tune.resolve()),
+            storage_path=attempts.path if isinstance(attempts, RemoteStorage) else attempts.place,
+            storage_filesystem=attempts.system if isinstance(attempts, RemoteStorage) else None,
             verbose=0,
             callbacks=[Revival(scheduler), Watchdog(run, directory, scheduler), NoProgress()],
             failure_config=tune.FailureConfig(max_failures=-1),

@@ -416,8 +416,8 @@ class StagesConfig(Section):
     """What training starts from."""
 
     base: str | None = None
-    """A survivor whose weights every member starts from, with a critic and optimizer of its own: a run's directory or
-    ``hf://user/name`` (per pair its survivor of rank 1), or one survivor's folder (for all pairs); null: from nothing.
-    Features keep the scale of that survivor."""
+    """A survivor whose weights every member starts from, with a critic and optimizer of its own: a run's directory, its
+    URI or ``hf://user/name`` (per pair its survivor of rank 1), or one survivor's folder (for all pairs); null: from
+    nothing. Features keep the scale of that survivor."""
     base_digest: str | None = None
     """Digest of what ``base`` was; written, not set."""

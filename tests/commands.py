@@ -27,5 +27,5 @@ def launch(*arguments: str, cwd: Path = ROOT, timeout: float = 8 * MINUTES) -> s
     )
 
 
-def tiny(folder: Path, *arguments: str) -> list[str]:
+def tiny(folder: str | Path, *arguments: str) -> list[str]:
     return ["--preset", "smoke", "--run-dir", str(folder), "--name", "tiny", "--seed", "7", *SETTINGS, *arguments]

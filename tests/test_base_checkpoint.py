@@ -22,6 +22,7 @@ from pbt.manifest import Population
 from pbt.replay import main as replay
 from pbt.run_dir import RunDir
 from pbt.store import StateStore
+from rayconf.storage import LocalStorage
 from tests.commands import MINUTES, SETTINGS, command, environment, launch, tiny
 from tests.conftest import ROOT
 from tests.hub_server import Hub, client
@@ -66,7 +67,7 @@ def test_every_member_starts_from_the_survivors_weights(based: Path, undisturbed
     lineage = read_frame(based / "frames" / "lineage.parquet").to_pandas().query("generation == 0")
     assert list(lineage.operation) == ["start"] * 6
     assert list(lineage.copied) == ["weights"] * 6
-    store = StateStore(based / "members" / "states")
+    store = StateStore(LocalStorage(based))
     for pair in PAIRS:
         best = undisturbed / "survivors" / pair.replace("/", "_") / "1"
         last = pd.read_parquet(best / "schedule.parquet").iloc[-1]

@@ -23,6 +23,7 @@ from pbt.replay import main as replay
 from pbt.run_dir import RunDir
 from pbt.store import StateStore
 from rayconf.sections import SyntheticConfig
+from rayconf.storage import LocalStorage
 from tests.commands import MINUTES, command, environment, launch
 from tests.conftest import ROOT
 
@@ -148,7 +149,7 @@ def test_where_the_new_pair_came_from_is_told_and_kept(extended: Path, undisturb
         (snapshot,) = [s for s in archives[pair] if (s.member, s.generation) == (member, int(generation))]
         assert f"{NEW}: {row.member} starts from {source}, state {snapshot.state}" in plan
         assert row.hp_learning_rate == snapshot.hyperparameters["learning_rate"]
-        assert row.state in StateStore(extended / "members" / "states").names()
+        assert row.state in StateStore(LocalStorage(extended)).names()
 
 
 def test_a_transferred_survivor_replays_to_the_bit(extended: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,9 +8,10 @@ import torch
 
 from analysis.frames import read_jsonl
 from pbt import population as populations_of
+from pbt.mirror import Mirror
 from pbt.population import PairClock, PairPopulation
 from pbt.run_dir import RunDir
-from pbt.store import StateStore
+from pbt.store import ReturnStore, StateStore
 from rayconf import load_config
 
 PAIR = "SYNA/SYNB"
@@ -32,12 +33,16 @@ class Rehearsal:
                 *assignments,
             ],
         )
-        self.directory = RunDir(folder / "run", self.run.identity)
+        self.directory = RunDir(folder / "run", self.run.identity, self.mirror_of(folder / "run"))
         self.directory.create()
-        self.store = StateStore(self.directory.states)
+        self.store = StateStore(self.directory.storage)
         self.clock = PairClock(DATES, 252.0)
         committed = populations_of.start(self.run, PAIR, self.directory)
         self.population = PairPopulation(self.run, self.directory, self.clock, committed)
+
+    def mirror_of(self, path: Path) -> Mirror | None:
+        """Where the run lies, if that is elsewhere."""
+        return None
 
     def result(self, member: str, fitness: float, generation: int | None = None) -> dict[str, Any]:
         generation = generation or self.population.generation + 1
@@ -45,10 +50,8 @@ class Rehearsal:
         root = torch.tensor(int(member[1:])) if start is None else self.store.load(start)["root"]
         weights = {"w": torch.tensor([hash((start, member, generation)) % 10**6, generation]), "root": root}
         rng = np.random.Generator(np.random.PCG64([generation, int(member[1:])]))
-        path = self.directory.validation_file(PAIR, member, generation)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as stream:
-            np.save(stream, fitness / 100 + 0.01 * rng.standard_normal(len(DATES)))
+        returns = fitness / 100 + 0.01 * rng.standard_normal(len(DATES))
+        ReturnStore(self.directory.storage).save((PAIR, member, generation), returns)
         return {
             "generation": generation,
             "state": self.store.save(weights),

@@ -17,9 +17,11 @@ from pbt.base import BASE, base_state, find_base, kept_base, markets_of
 from pbt.generation import enter, evaluate, initial_key
 from pbt.manifest import Population
 from pbt.run_dir import RunDir
+from pbt.store import ReturnStore
 from pbt.survivors import policy_from_state
 from rayconf import RunConfig, UserError
 from rayconf.loading import build_config, merge
+from rayconf.storage import LocalStorage
 
 PAIR = "SYNC/SYND"
 
@@ -45,9 +47,9 @@ def test_before_any_training_it_is_the_survivor(
             assert state[name].equal(fresh[name]), name
         assert state.keys() == fresh.keys()
         best = Population.read(undisturbed / "state" / "SYNC_SYND.json").archive[0]
-        kept = RunDir(undisturbed).validation_file(PAIR, best.member, best.generation)
+        kept = ReturnStore(LocalStorage(undisturbed)).load((PAIR, best.member, best.generation))
         seen = evaluate(run, market, policy_from_state(state, run, market.scaler.names), best.generation)
-        assert np.array_equal(seen.net_return, np.load(kept))
+        assert np.array_equal(seen.net_return, kept)
         assert seen.figures["fitness"] == best.fitness
     else:
         with pytest.raises(UserError, match=r"pi\.0\.weight of shape \(16, 37\) has no place in the run's network"):

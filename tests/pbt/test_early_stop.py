@@ -21,7 +21,7 @@ from pbt.pipeline import load_population
 from pbt.population import PairPopulation
 from pbt.run_dir import RunDir
 from pbt.scheduler import PairPBT
-from pbt.store import StateStore
+from pbt.store import ReturnStore, StateStore
 from pbt.training import train
 from rayconf import RunConfig
 
@@ -48,9 +48,7 @@ def test_one_pair_ends_early_and_the_other_goes_on(
     early.committed = early.committed.advanced(mark=Mark(1000.0, 0.0))
     # Nobody comes near this peak either, so whoever is not replaced at the other's first barrier is frozen.
     late = populations[LATE]
-    planted = directory.validation_file(LATE, "m09", 0)
-    planted.parent.mkdir(parents=True)
-    np.save(planted, np.linspace(0.04, 0.05, len(late._clock.dates)))
+    ReturnStore(directory.storage).save((LATE, "m09", 0), np.linspace(0.04, 0.05, len(late._clock.dates)))
     peak = Peak("0" * 16, "m09", 0, 1000.0, 0)
     members = {name: replace(m, peak=peak, frozen=name == "m00") for name, m in late.committed.members.items()}
     late.committed = late.committed.advanced(members=members)
@@ -111,7 +109,7 @@ def test_a_ticket_freezes_the_encoder_for_its_generation(
     frozen: bool,
 ) -> None:
     directory = RunDir(tmp_path / "run", tiny_run.identity)
-    store = StateStore(directory.states)
+    store = StateStore(directory.storage)
     values = {name: tiny_run.value_of(name) for name in tiny_run.search}
     kind = tune.with_parameters(PairMember, markets={EARLY: ray.put(tiny_markets[EARLY])})
     member = kind(ticket(tiny_run, directory.path, EARLY, "m01", 0, values, None))

@@ -147,7 +147,7 @@ def test_a_generation_taken_back_counts_once(tmp_path: Path, shown: Values) -> N
     stage.play(3.0, 0.2, 0.3, 0.4)
     ended = stage.play(3.0, 0.2, 0.3, -3.0)
     assert shown["exploits", "run", PAIR] == exploits(stage, 1) + exploits(stage, 2)
-    (stage.directory.states / f"{ended['m00']}.pt").write_bytes(b"torn")
+    (stage.directory.path / "members" / "states" / f"{ended['m00']}.pt").write_bytes(b"torn")
     assert stage.population.mend()
     stage.play(0.1, 0.1, 0.1, 0.1)
     assert shown["generation", "run", PAIR] == 2

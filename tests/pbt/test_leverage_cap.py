@@ -16,7 +16,7 @@ from envs.ledger import Terms
 from envs.mapping import target_weights
 from pbt.manifest import Population, Snapshot
 from pbt.run_dir import RunDir
-from pbt.store import StateStore
+from pbt.store import ReturnStore, StateStore
 from pbt.survivors import export, load_survivors
 from rayconf.loading import load_config
 from tests.algos.conftest import small_run
@@ -71,7 +71,7 @@ def test_survivors_keep_the_cap_they_were_evaluated_with(ray_session: None, tmp_
     )
     directory = RunDir(tmp_path / "run", run.identity)
     directory.create()
-    store, archive, own = StateStore(directory.states), [], []
+    store, archive, own = StateStore(directory.storage), [], []
     for number, cap in enumerate((0.2, 0.9)):
         member = PairPPOConfig.from_run(run.with_values({"cap": cap}), PAIR, key=number).build_algo()
         member.train()
@@ -80,9 +80,8 @@ def test_survivors_keep_the_cap_they_were_evaluated_with(ray_session: None, tmp_
         market = market_for(member.config.env_config)
         member.stop()
         archive.append(Snapshot(state, f"m0{number}", 1, 1.0 - number, 0.1, 1.0 - number, False, {"cap": cap}))
-        path = directory.validation_file(PAIR, f"m0{number}", 1)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, np.random.default_rng(number).standard_normal(50))
+        returns = np.random.default_rng(number).standard_normal(50)
+        ReturnStore(directory.storage).save((PAIR, f"m0{number}", 1), returns)
     survivors = load_survivors(run, directory, Population(PAIR, 1, "complete", {}, tuple(archive)), market)
     assert [survivor.policy.leverage_cap for survivor in survivors] == [0.2, 0.9]
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pbt.store import CorruptStateError, StateStore, digest
+from rayconf.storage import LocalStorage
 
 
 def state(value: float = 1.0) -> dict[str, torch.Tensor]:
@@ -13,7 +14,7 @@ def state(value: float = 1.0) -> dict[str, torch.Tensor]:
 
 
 def test_round_trip_and_idempotence(tmp_path: Path) -> None:
-    store = StateStore(tmp_path / "states")
+    store = StateStore(LocalStorage(tmp_path))
     name = store.save(state())
     assert store.save(dict(reversed(list(state().items())))) == name
     assert store.names() == {name}
@@ -32,9 +33,9 @@ def test_digest_sees_names_types_shapes_and_values() -> None:
 
 
 def test_corruption_is_noticed(tmp_path: Path) -> None:
-    store = StateStore(tmp_path)
+    store = StateStore(LocalStorage(tmp_path))
     name = store.save(state())
-    path = tmp_path / f"{name}.pt"
+    path = tmp_path / "members" / "states" / f"{name}.pt"
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(CorruptStateError, match=name):
         store.load(name)
@@ -44,7 +45,7 @@ def test_corruption_is_noticed(tmp_path: Path) -> None:
 
 
 def test_discard_ignores_what_is_gone(tmp_path: Path) -> None:
-    store = StateStore(tmp_path)
+    store = StateStore(LocalStorage(tmp_path))
     name = store.save(state())
     store.discard([name, "0" * 16])
     assert store.names() == set()

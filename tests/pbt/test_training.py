@@ -125,7 +125,7 @@ def test_a_survivors_policy_is_the_members_own(
 ) -> None:
     directory, populations = undisturbed
     snapshot = populations["SYNA/SYNB"].archive[0]
-    state = StateStore(directory.states).load(snapshot.state)
+    state = StateStore(directory.storage).load(snapshot.state)
     algorithm = PairPPOConfig.from_run(tiny_run, "SYNA/SYNB").build_algo()
     try:
         algorithm.load_boundary_state(state)

@@ -34,7 +34,7 @@ class Tracked(Rehearsal):
         other = Rehearsal(folder / str(time.time_ns()), *assignments)
         self.run, self.clock = other.run, other.clock
         self.directory = RunDir(folder / "run", self.run.identity)
-        self.store = StateStore(self.directory.states)
+        self.store = StateStore(self.directory.storage)
         recover(self.directory, self.run)
         committed = Population.read(self.directory.manifest(PAIR))
         self.population = PairPopulation(self.run, self.directory, self.clock, committed)

@@ -1,0 +1,73 @@
+"""A real S3 server on loopback, with a bucket."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+BUCKET = "mine"
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+class ObjectStore:
+    """The bucket, seen by another client than ours."""
+
+    def __init__(self, endpoint: str) -> None:
+        import boto3
+
+        self._endpoint = endpoint
+        secret = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
+        self._client: Any = boto3.client("s3", region_name="us-east-1", endpoint_url=endpoint, **secret)
+        self._client.create_bucket(Bucket=BUCKET)
+
+    def uri(self, path: str = "", bucket: str = BUCKET) -> str:
+        """A folder of it, or of another bucket."""
+        place = f"s3://{bucket}/{path}".rstrip("/")
+        return f"{place}?endpoint_override={self._endpoint}&region=us-east-1"
+
+    def files(self, prefix: str) -> dict[str, bytes]:
+        """Content by name below a prefix, without the markers of folders."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
+        keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
+        return {
+            key.removeprefix(f"{prefix}/"): self._client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+            for key in keys
+            if not key.endswith("/")
+        }
+
+    def put(self, key: str, content: bytes) -> None:
+        """Write a file."""
+        self._client.put_object(Bucket=BUCKET, Key=key, Body=content)
+
+    @contextmanager
+    def read_only(self) -> Iterator[None]:
+        """Nobody may write."""
+        rule = {"Effect": "Deny", "Principal": "*", "Action": "s3:PutObject", "Resource": f"arn:aws:s3:::{BUCKET}/*"}
+        self._client.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps({"Statement": [rule]}))
+        try:
+            yield
+        finally:
+            self._client.delete_bucket_policy(Bucket=BUCKET)
+
+
+@contextmanager
+def object_store() -> Iterator[ObjectStore]:
+    """A server for the length of the block, whose keys this process and those that it starts hold."""
+    from moto.server import ThreadedMotoServer
+
+    before: Mapping[str, str | None] = {name: os.environ.get(name) for name in KEYS}
+    os.environ.update(KEYS)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        yield ObjectStore(f"http://{host}:{port}")
+    finally:
+        server.stop()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
