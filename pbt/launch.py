@@ -159,7 +159,7 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
             _open(args, config, working, directory, markets, base, machine)
         with start_ray(config.resources, args.address) as found:
             if machine is None:  # a cluster that does not answer, or is not fit, leaves no run behind
-                found = _fit_cluster(config, args.run_dir or folder, found)
+                found = _fit_cluster(config, args.run_dir if runs else folder, found)
                 _open(args, config, working, directory, markets, base, found)
             execute(config, directory, markets, found, Console())
     except SystemExit:  # SIGTERM

@@ -9,6 +9,7 @@ import functools
 import os
 import re
 import shutil
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,16 @@ from urllib.parse import parse_qsl, quote
 
 SIDE_BY_SIDE = 16
 """Transfers at a time."""
+PATIENCE = 60.0
+"""Seconds for which the network's and the server's own failures are met by trying again."""
+_PASSING = (
+    "NETWORK_CONNECTION",
+    "REQUEST_TIMEOUT",
+    "SERVICE_UNAVAILABLE",
+    "INTERNAL_FAILURE",
+    "SLOW_DOWN",
+    "THROTTLING",
+)
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _SECRET = ("secret", "password", "token", "account_key", "sas")
 T = TypeVar("T")
@@ -214,21 +225,26 @@ class RemoteStorage(Storage):
         _pool().submit(self._put, name, content).result()
 
     def _put(self, name: str, content: bytes | memoryview) -> None:
-        with self._told("written", name):
+        def put() -> None:
             stream = self.system.open_output_stream(self._at(name))
             stream.write(content)
             stream.close()
 
+        self._patiently(put, "written", name)
+
     def read(self, name: str) -> bytes:
         """Get a file."""
-        with self._told("read", name), self.system.open_input_stream(self._at(name)) as stream:
-            content: bytes = stream.read()
-        return content
+
+        def get() -> bytes:
+            with self.system.open_input_stream(self._at(name)) as stream:
+                content: bytes = stream.read()
+            return content
+
+        return self._patiently(get, "read", name)
 
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
-        with self._told("looked for", name):
-            return bool(self.system.get_file_info(self._at(name)).is_file)
+        return self._patiently(lambda: bool(self.system.get_file_info(self._at(name)).is_file), "looked for", name)
 
     def occupied(self) -> bool:
         """Whether a name begins with that of the folder."""
@@ -239,23 +255,23 @@ class RemoteStorage(Storage):
         """List all files."""
         from pyarrow.fs import FileSelector
 
-        with self._told("listed"):
-            found = self.system.get_file_info(FileSelector(self.path, recursive=True, allow_not_found=True))
+        selector = FileSelector(self.path, recursive=True, allow_not_found=True)
+        found = self._patiently(lambda: self.system.get_file_info(selector), "listed")
         return sorted(info.path[len(self.path) + 1 :] for info in found if info.is_file)
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete files."""
 
         def gone(name: str) -> None:
-            with self._told("deleted", name), contextlib.suppress(FileNotFoundError):
-                self.system.delete_file(self._at(name))
+            with contextlib.suppress(FileNotFoundError):
+                self._patiently(lambda: self.system.delete_file(self._at(name)), "deleted", name)
 
         list(self.each(gone, names))
 
     def clear(self) -> None:
         """Delete the folder."""
-        with self._told("deleted"), contextlib.suppress(FileNotFoundError):
-            self.system.delete_dir(self.path)
+        with contextlib.suppress(FileNotFoundError):
+            self._patiently(lambda: self.system.delete_dir(self.path), "deleted")
 
     def within(self, name: str) -> "RemoteStorage":
         """A folder in this one; it need not exist."""
@@ -272,6 +288,19 @@ class RemoteStorage(Storage):
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}"
+
+    def _patiently(self, action: Callable[[], T], what: str, name: str = "") -> T:
+        """The action's result, tried again while the store cannot be reached, but not for ever."""
+        deadline, pause = time.monotonic() + PATIENCE, 1.0
+        while True:
+            try:
+                with self._told(what, name):
+                    return action()
+            except StorageError as error:
+                if time.monotonic() > deadline or not any(kind in str(error) for kind in _PASSING):
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, 10.0)
 
     @contextlib.contextmanager
     def _told(self, what: str, name: str = "") -> Iterator[None]:

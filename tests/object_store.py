@@ -17,10 +17,12 @@ KEYS = {
 class ObjectStore:
     """The bucket, seen by another client than ours."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self) -> None:
         import boto3
 
-        self._endpoint = endpoint
+        self._server = _serve(0)
+        self._port = self._server.get_host_and_port()[1]
+        self._endpoint = endpoint = f"http://127.0.0.1:{self._port}"
         secret = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
         self._client: Any = boto3.client("s3", region_name="us-east-1", endpoint_url=endpoint, **secret)
         self._client.create_bucket(Bucket=BUCKET)
@@ -45,6 +47,20 @@ class ObjectStore:
         self._client.put_object(Bucket=BUCKET, Key=key, Body=content)
 
     @contextmanager
+    def away(self) -> Iterator[None]:
+        """Nobody answers; what is stored stays."""
+        self.stop()
+        try:
+            yield
+        finally:
+            self._server = _serve(self._port)
+
+    def stop(self) -> None:
+        """End the server."""
+        self._server.stop()
+        self._server._server.server_close()
+
+    @contextmanager
     def read_only(self) -> Iterator[None]:
         """Nobody may write."""
         rule = {"Effect": "Deny", "Principal": "*", "Action": "s3:PutObject", "Resource": f"arn:aws:s3:::{BUCKET}/*"}
@@ -55,19 +71,23 @@ class ObjectStore:
             self._client.delete_bucket_policy(Bucket=BUCKET)
 
 
+def _serve(port: int) -> Any:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    return server
+
+
 @contextmanager
 def object_store() -> Iterator[ObjectStore]:
     """A server for the length of the block, whose keys this process and those that it starts hold."""
-    from moto.server import ThreadedMotoServer
-
     before: Mapping[str, str | None] = {name: os.environ.get(name) for name in KEYS}
     os.environ.update(KEYS)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
+    store = ObjectStore()
     try:
-        host, port = server.get_host_and_port()
-        yield ObjectStore(f"http://{host}:{port}")
+        yield store
     finally:
-        server.stop()
+        store.stop()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})

@@ -100,6 +100,21 @@ def test_an_interrupted_write_leaves_no_file_of_half_its_content(bucket: ObjectS
     assert threads[0] is not threading.main_thread()  # which alone gets a KeyboardInterrupt
 
 
+def test_an_outage_is_waited_for_but_not_for_ever(bucket: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RemoteStorage(bucket.uri("outage"))
+    waiting = threading.Thread(target=folder.write, args=("a", b"late"))
+    with bucket.away():
+        waiting.start()
+        waiting.join(1)
+        assert waiting.is_alive()
+        with monkeypatch.context() as hurried:
+            hurried.setattr("rayconf.storage.PATIENCE", 0.0)
+            with pytest.raises(StorageError, match="NETWORK_CONNECTION"):
+                folder.read("a")
+    waiting.join()
+    assert bucket.files("outage") == {"a": b"late"}
+
+
 def test_what_is_told_of_a_place_holds_no_secret(bucket: ObjectStore) -> None:
     assert shown("s3://KEY:hidden@b/runs?region=x&endpoint_override=y") == "s3://b/runs"
     for uri in ("s3://KEY:hidden@b/runs", "abfs://c@a.dfs.core.windows.net/runs?client_secret=hidden"):
