@@ -14,6 +14,7 @@ import pytest
 from analysis.frames import read_jsonl
 from analysis.report import main as report
 from pbt.backtest import main as backtest
+from pbt.decide import main as decide
 from pbt.launch import main
 from pbt.status import main as status
 from tests.cluster import small_cluster
@@ -84,6 +85,11 @@ def test_a_run_in_a_bucket_is_the_run_of_a_folder(
     assert report([uri]) == 0
     assert capsys.readouterr().out.strip() == "s3://mine/runs/tiny/report.html"
     assert bucket.files("runs/tiny")["report.html"] == files["report.html"]
+
+    assert decide([bucket.uri("runs/tiny/survivors/SYNC_SYND/1"), "--json"]) == 0
+    there = capsys.readouterr().out
+    assert decide([str(undisturbed / "survivors" / "SYNC_SYND" / "1"), "--json"]) == 0
+    assert capsys.readouterr().out == there
 
     assert backtest([uri, "--grid", "costs=2,20"]) == 0
     where = capsys.readouterr().out.strip().splitlines()[-1].removeprefix("backtest s3://mine/runs/tiny/")

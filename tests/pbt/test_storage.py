@@ -9,7 +9,7 @@ import pytest
 
 from analysis.frames import read_jsonl
 from pbt.manifest import Population
-from pbt.mirror import Mirror
+from pbt.mirror import Mirror, RemoteRuns
 from pbt.population import PairPopulation
 from pbt.recovery import recover
 from pbt.run_dir import RunDir
@@ -191,6 +191,33 @@ def test_a_commit_sends_journals_then_the_manifest_and_then_deletes(
     done.clear()
     stage.directory.push(everything=True)
     assert done == [("delete", "zz.txt")]
+
+
+def test_what_cannot_be_sent_is_kept_and_told(
+    bucket: ObjectStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = RemoteRuns(bucket.uri("kept"))
+    mirror, untouched = runs.mirror("one"), runs.mirror("two")
+    folders = [LocalStorage(found.folder) for found in (mirror, untouched)]
+    for folder in folders:
+        folder.write("state/events.jsonl", b"{}\n")
+    mirror.push()
+    folders[0].write("run.log", b"why it failed")
+
+    def no_put(self: RemoteStorage, name: str, content: bytes) -> None:
+        raise StorageError(f"{self.shown(name)}: cannot be written: planted")
+
+    with monkeypatch.context() as planted:
+        planted.setattr(RemoteStorage, "_put", no_put)
+        assert not runs.close()
+    line = capsys.readouterr().err
+    assert line.startswith("pairpbt: s3://mine/kept/one/run.log: cannot be written: planted; ")
+    assert line.endswith(f" lies in {runs.folder}\n")
+    assert folders[0].read("run.log") == b"why it failed"
+    assert runs.close()
+    assert not runs.folder.parent.exists()
+    # What was never begun there is not sent.
+    assert bucket.files("kept") == {"one/state/events.jsonl": b"{}\n", "one/run.log": b"why it failed"}
 
 
 @pytest.mark.parametrize("fails", ["state/lineage.jsonl", "state/SYNA_SYNB.json", "members"])
