@@ -22,7 +22,8 @@ from analysis.summary import annual_sessions_of, headline_window, sessions_per_y
 from analysis.timing import time_line, time_split
 from analysis.verdicts import audit_line, bootstrap_plots, evidence_table, glossary, verdicts
 from rayconf.errors import OneLineParser, UserError
-from rayconf.storage import RemoteStorage, StorageError, place
+from rayconf.remote_storage import RemoteStorage
+from rayconf.storage import StorageError, place
 
 _RETURNS = ["split", "pair", "policy", "date", "net_return"]
 _BESIDE = ("config.yaml", "audit.json")
@@ -267,7 +268,7 @@ def write_remote_report(uri: str) -> str:
     try:
         run = RemoteStorage(uri)
         run.check()
-        names = [name for name in run.names() if name.startswith("frames/") or name in _BESIDE]
+        names = run.names(lambda name: name.startswith("frames/") or name in _BESIDE)
         with tempfile.TemporaryDirectory(prefix="pairpbt-") as scratch:
             folder = Path(scratch).joinpath(*Path(run.path).parts[-2:])
             folder.mkdir(parents=True)

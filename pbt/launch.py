@@ -105,7 +105,6 @@ def _launch(args: argparse.Namespace) -> int:
     if args.extend:
         raise UserError("--extend: the run must lie in a folder; copy it there, e.g. with `aws s3 sync`, and back")
     runs = RemoteRuns(args.run_dir)
-    whole = False
     try:
         with refusing("--run-dir"):
             status = _run(args, runs.folder, runs)

@@ -11,11 +11,12 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from rayconf.errors import UserError
-from rayconf.storage import RemoteStorage, Storage, StorageError
+from rayconf.remote_storage import RemoteStorage
+from rayconf.storage import Storage, StorageError, Wanted
 
 MEMBERS, TUNE = "members/", "tune/"
 """What workers write, straight to the URI."""
@@ -26,8 +27,6 @@ HERE = ("state/reserve",)
 COMMITS = ("config.yaml", "extension.yaml", "base/", "state/")
 """What a resume goes on from."""
 Signature = tuple[int, int, int]
-Wanted = Callable[[str], bool]
-"""Whether a file of the run is wanted, by name."""
 
 
 def working(name: str) -> bool:
@@ -51,13 +50,14 @@ class Mirror:
     def __init__(self, folder: Path, home: Storage) -> None:
         self.folder, self.home = folder, home
         self._known: dict[str, Signature] = {}
-        self.pushed = False
-        """Whether anything was sent."""
+        self.pulled = self.pushed = False
+        """Whether anything was fetched, or sent."""
 
     def pull(self, wanted: Wanted = working) -> None:
         """Fetch the files that are wanted. Raises ``StorageError`` where that fails."""
-        names = [name for name in self.home.names() if wanted(name)]
+        names = self.home.names(wanted)
         self.home.fetch(names, self.folder)
+        self.pulled = self.pulled or bool(names)
         self._known |= {name: _signature(self.folder / name) for name in names}
 
     def push(self, *, everything: bool = False) -> None:
@@ -136,13 +136,14 @@ class RemoteRuns:
 
     def close(self) -> bool:
         """Send what was begun and remove the working copies; where it cannot be sent, keep them and say where."""
-        try:
-            for mirror in self._mirrors.values():
-                if mirror.pushed:
+        for mirror in self._mirrors.values():
+            try:
+                if mirror.pulled or mirror.pushed:
                     mirror.push(everything=True)
-        except OSError as error:
-            print(f"pairpbt: {error}; what could not be sent lies in {self.folder}", file=sys.stderr)
-            return False
+            except OSError as error:
+                if mirror.pushed:  # else nothing has come of it but a line that says why
+                    print(f"pairpbt: {error}; what could not be sent lies in {mirror.folder}", file=sys.stderr)
+                    return False
         shutil.rmtree(self._top, ignore_errors=True)
         return True
 

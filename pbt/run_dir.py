@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis.frames import append_jsonl, read_jsonl
-from pbt.mirror import Mirror, Wanted, fetched, working
+from pbt.mirror import Mirror, fetched, working
 from rayconf.errors import UserError
-from rayconf.storage import LocalStorage, Storage, is_uri
+from rayconf.storage import LocalStorage, Storage, Wanted, is_uri
 
 
 def folder_name(pair: str) -> str:

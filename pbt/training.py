@@ -16,8 +16,8 @@ from pbt.population import PairPopulation
 from pbt.run_dir import RunDir, folder_name
 from pbt.scheduler import KeepActors, Listener, PairPBT, Revival
 from pbt.watchdog import Watchdog
+from rayconf.remote_storage import RemoteStorage
 from rayconf.run_config import RunConfig
-from rayconf.storage import RemoteStorage
 
 # Loggers and progress are ours; one result at a time keeps barriers exact; Tune's own state is never restored, so it
 # need not be written often. Pending trials beyond the slots would take actors from one another.

@@ -14,7 +14,8 @@ from pbt.population import PairPopulation
 from pbt.recovery import recover
 from pbt.run_dir import RunDir
 from pbt.store import CorruptStateError, StateStore
-from rayconf.storage import LocalStorage, RemoteStorage, Storage, StorageError, is_uri, place, shown, storage_at
+from rayconf.remote_storage import RemoteStorage, shown
+from rayconf.storage import LocalStorage, Storage, StorageError, is_uri, place, storage_at
 from tests.object_store import ObjectStore, object_store
 from tests.pbt.rehearsal import PAIR, Rehearsal
 from tests.pbt.test_store import state
@@ -42,6 +43,8 @@ def test_a_folder_is_a_folder(folder: Storage, tmp_path: Path) -> None:
     folder.write("a", memoryview(b"second"))
     assert folder.occupied()
     assert folder.names() == ["a", "b/big file.bin"]
+    assert folder.names(lambda name: name.startswith("b/")) == ["b/big file.bin"]
+    assert folder.names(lambda name: not name.startswith("b/")) == ["a"]
     assert (folder.read("a"), folder.read("b/big file.bin")) == (b"second", content)
     assert (folder.exists("a"), folder.exists("b"), folder.exists("c")) == (True, False, False)
     with pytest.raises(FileNotFoundError):
@@ -108,7 +111,7 @@ def test_an_outage_is_waited_for_but_not_for_ever(bucket: ObjectStore, monkeypat
         waiting.join(1)
         assert waiting.is_alive()
         with monkeypatch.context() as hurried:
-            hurried.setattr("rayconf.storage.PATIENCE", 0.0)
+            hurried.setattr("rayconf.remote_storage.PATIENCE", 0.0)
             with pytest.raises(StorageError, match="NETWORK_CONNECTION"):
                 folder.read("a")
     waiting.join()
@@ -126,6 +129,7 @@ def test_what_is_told_of_a_place_holds_no_secret(bucket: ObjectStore) -> None:
             storage_at(uri)
     assert [is_uri(x) for x in ("s3://a", "hf://a/b", "runs", Path("s3:/a"))] == [True, False, False, False]
     assert (place("s3://a?b=c://d"), place("runs/x")) == ("s3://a?b=c://d", Path("runs/x"))
+    assert (place("file:///x/runs"), str(place("hf://a/b"))) == (Path("/x/runs"), "hf:/a/b")
     missing = RemoteStorage(bucket.uri("runs", bucket="theirs"))
     with pytest.raises(StorageError, match="there is no bucket 'theirs'"):
         missing.check()
@@ -212,7 +216,7 @@ def test_what_cannot_be_sent_is_kept_and_told(
         assert not runs.close()
     line = capsys.readouterr().err
     assert line.startswith("pairpbt: s3://mine/kept/one/run.log: cannot be written: planted; ")
-    assert line.endswith(f" lies in {runs.folder}\n")
+    assert line.endswith(f" lies in {mirror.folder}\n")
     assert folders[0].read("run.log") == b"why it failed"
     assert runs.close()
     assert not runs.folder.parent.exists()
