@@ -41,9 +41,12 @@ BRING_UP_SECONDS = 900
 """How long machines of a cluster may take to come."""
 MAY_DIFFER = (
     "resources.cpus",
+    "resources.cpus_per_member",
     "resources.gpus_per_member",
     "resources.object_store_mb",
     "resources.dashboard",
+    "resources.usd_per_cpu_hour",
+    "resources.usd_per_gpu_hour",
     "tracking",
     "versions",
     "name",
@@ -120,7 +123,7 @@ def _launch(args: argparse.Namespace) -> int:
         directory.create()  # raises: the name is taken
     markets = load_markets(config, base.scalers)
     working = _training(config, directory, args)
-    planned = plan(working, machine.cpus, machine.gpus) if machine is not None else None
+    planned = plan(working, machine) if machine is not None else None
     if args.extend:
         from pbt.extension import check_features
 
@@ -164,21 +167,21 @@ def _launch(args: argparse.Namespace) -> int:
 
 
 def _fit_cluster(config: RunConfig, folder: Path, found: "Machine") -> "Machine":
-    """What a cluster that Ray has joined offers, once its autoscaler has brought what the run asks for.
+    """What a cluster that Ray has joined offers, once there is room for one member; more may come while it trains.
 
     Every node is checked, with the folder of runs, which all of them must share.
 
     Raises:
-        UserError: when what is asked for does not come, or a node is not fit to train.
+        UserError: when no room comes, or a node is not fit to train.
     """
     from rayconf.doctor import ensure_nodes
-    from rayconf.nodes import bring_up
-    from rayconf.session import offered
+    from rayconf.nodes import bring_up_slots
+    from rayconf.session import offered, wanted_slots
 
-    cpus, gpus = config.resources.cpus or 1, int(config.resources.gpus_per_member > 0)
-    if found.cpus < cpus or found.gpus < gpus:
-        print(f"cluster    waiting for {cpus} CPUs and {gpus} GPUs", flush=True)
-        bring_up(cpus, gpus, BRING_UP_SECONDS)
+    if not found.slots(config.resources):
+        wanted = wanted_slots(config.resources, len(config.data.pairs) * config.pbt.population)
+        print(f"cluster    has no room for a member; asks for {wanted} slots and waits for the first", flush=True)
+        bring_up_slots(config.resources, wanted, BRING_UP_SECONDS)
     print(f"cluster    {len(ensure_nodes(str(folder)))} nodes checked", flush=True)
     return offered()
 
@@ -218,7 +221,7 @@ def _open(
             print(f"warning    {line}")
     keep_reserve(directory)
     notes = (note for pair in working.data.pairs for note in markets[pair].notes)
-    for line in (*plan(working, machine.cpus, machine.gpus).lines(), *notes):
+    for line in (*plan(working, machine).lines(), *notes):
         print(line, flush=True)
 
 

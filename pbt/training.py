@@ -11,11 +11,13 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.progress_reporter import TrialProgressCallback
 
+from pbt.fleet import Fleet
 from pbt.member import PairMember, ticket
 from pbt.population import PairPopulation
 from pbt.run_dir import RunDir, folder_name
 from pbt.scheduler import KeepActors, Listener, PairPBT, Revival
 from pbt.watchdog import Watchdog
+from rayconf import node_probe
 from rayconf.run_config import RunConfig
 
 # Loggers and progress are ours; one result at a time keeps barriers exact; Tune's own state is never restored, so it
@@ -38,6 +40,8 @@ def train(
     slots: int,
     listeners: Sequence[Listener],
     trainable: type[tune.Trainable] | None = None,
+    *,
+    elastic: bool = False,
 ) -> None:
     """Train every population to its last generation.
 
@@ -46,13 +50,15 @@ def train(
         directory: Where states and journals go.
         markets: Markets in the object store, by pair.
         populations: Committed populations; complete ones are left alone.
-        slots: Actors that train side by side.
+        slots: Actors that train side by side, to begin with.
         listeners: Told of results, failures and barriers.
         trainable: What trains a ticket's generation; default: ``PairMember``.
+        elastic: Whether Ray is a cluster whose nodes may come and go: slots follow them, and more are asked for.
 
     Raises:
         DiskFullError: The run's disk is full.
         DamagedRunError: States of a pair's last two commits are damaged.
+        UnfitNodeError: A node that came later has other versions or sources than the driver.
         RuntimeError: Every member of a pair was lost.
     """
     tickets = [
@@ -76,7 +82,9 @@ def train(
     _keep_off_the_terminal()
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
     scheduler = PairPBT(run, directory.path.resolve(), populations, slots)
-    kind = tune.with_parameters(trainable or PairMember, markets=dict(markets))
+    standard = {"standard": (node_probe.versions(), node_probe.code_digest())} if elastic else {}
+    kind = tune.with_parameters(trainable or PairMember, markets=dict(markets), **standard)
+    fleet = Fleet(run, directory, scheduler, elastic)
     kind.__qualname__ = kind.__name__  # which is what Ray's dashboard and metrics call the actors
     attempt = 1 + sum(1 for _ in directory.tune.glob("attempt-*"))
     tuner = tune.Tuner(
@@ -93,7 +101,7 @@ def train(
             name=f"attempt-{attempt}",
             storage_path=str(directory.tune.resolve()),
             verbose=0,
-            callbacks=[Revival(scheduler), Watchdog(run, directory, scheduler), NoProgress()],
+            callbacks=[Revival(scheduler), Watchdog(run, scheduler), fleet, NoProgress()],
             failure_config=tune.FailureConfig(max_failures=-1),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
@@ -103,6 +111,8 @@ def train(
         results = tuner.fit()
     except Exception as error:
         raise scheduler.fatal or error from None  # Tune knows its own wrapping only
+    finally:
+        fleet.close()
     unfinished = [pair for pair, population in scheduler.populations.items() if not population.complete]
     if unfinished or len(results) != len(tickets):
         raise RuntimeError(f"training ended before {', '.join(unfinished) or 'all members'} finished")
