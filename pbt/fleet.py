@@ -87,11 +87,16 @@ class Fleet(Callback):
             self._directory.event("node_joined", detail)
 
     def _resize(self, demand: Demand) -> None:
+        """Fit the slots to the nodes, and ask for what is missing once every slot has its actor.
+
+        Before, what asks for room would take it from the members that are about to start there.
+        """
         wanted = wanted_slots(self._resources, self._scheduler.unfinished)
         room = offered(self._lost).slots(self._resources)
         self._scheduler.slots = min(wanted, room)
-        # Members that wait for an actor of their own have asked already.
-        demand.ask(max(0, wanted - room - self._scheduler.starting))
+        started = self._scheduler.actors >= self._scheduler.slots
+        # Members without an actor of their own ask for one already.
+        demand.ask(max(0, wanted - room - self._scheduler.starting) if started else 0)
 
 
 def _answers(address: str, port: int) -> bool:

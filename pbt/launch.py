@@ -79,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="go on with the run --name from its last commit")
     parser.add_argument("--extend", type=Path, metavar="RUN", help="train --pairs in addition to a finished run's")
     parser.add_argument("--dry-run", action="store_true", help="print plan and search space, write nothing")
+    parser.add_argument("--measure", action="store_true", help="with --dry-run: time some updates, for hours and cost")
     return parser
 
 
@@ -101,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _launch(args: argparse.Namespace) -> int:
     from rayconf.session import machine_resources, plan, start_ray
 
+    if args.measure and not args.dry_run:
+        raise UserError("--measure: give it with --dry-run")
     folder = args.run_dir or Path("runs")
     if args.extend:
         path = args.extend if args.run_dir is None else folder / args.extend
@@ -109,7 +112,7 @@ def _launch(args: argparse.Namespace) -> int:
         config = _resumed(args, folder) if args.resume else _fresh(args)
     config = config.model_copy(update={"tracking": config.tracking.in_force(os.environ)})
     # A cluster is asked what it has when it is joined; a plan without it is this machine's.
-    machine = machine_resources(config.resources) if args.dry_run or args.address is None else None
+    machine = machine_resources(config.resources) if args.address is None else None
 
     from envs.market import load_markets
     from pbt.base import find_base, kept_base
@@ -123,13 +126,14 @@ def _launch(args: argparse.Namespace) -> int:
         directory.create()  # raises: the name is taken
     markets = load_markets(config, base.scalers)
     working = _training(config, directory, args)
-    planned = plan(working, machine) if machine is not None else None
+    if machine is not None:
+        plan(working, machine)  # raises: no member fits
     if args.extend:
         from pbt.extension import check_features
 
         check_features(markets, working.data.pairs)
-    if planned is not None and args.dry_run:
-        _describe(config, planned.lines(), [note for pair in working.data.pairs for note in markets[pair].notes])
+    if args.dry_run:
+        _describe(config, working, markets, machine, args)
         return OK
     if args.resume and _complete(directory):
         print(f"complete; report {directory.report}")
@@ -175,14 +179,23 @@ def _fit_cluster(config: RunConfig, folder: Path, found: "Machine") -> "Machine"
         UserError: when no room comes, or a node is not fit to train.
     """
     from rayconf.doctor import ensure_nodes
+    from rayconf.session import offered
+
+    _roomy(config, found)
+    print(f"cluster    {len(ensure_nodes(str(folder)))} nodes checked", flush=True)
+    return offered()
+
+
+def _roomy(config: RunConfig, found: "Machine") -> "Machine":
+    """What Ray offers, once there is room for one member."""
     from rayconf.nodes import bring_up_slots
     from rayconf.session import offered, wanted_slots
 
-    if not found.slots(config.resources):
-        wanted = wanted_slots(config.resources, len(config.data.pairs) * config.pbt.population)
-        print(f"cluster    has no room for a member; asks for {wanted} slots and waits for the first", flush=True)
-        bring_up_slots(config.resources, wanted, BRING_UP_SECONDS)
-    print(f"cluster    {len(ensure_nodes(str(folder)))} nodes checked", flush=True)
+    if found.slots(config.resources) or not found.joined:
+        return found
+    wanted = wanted_slots(config.resources, len(config.data.pairs) * config.pbt.population)
+    print(f"cluster    has no room for a member; asks for {wanted} slots and waits for the first", flush=True)
+    bring_up_slots(config.resources, wanted, BRING_UP_SECONDS)
     return offered()
 
 
@@ -338,11 +351,33 @@ def _complete(directory: "RunDir") -> bool:
     return False
 
 
-def _describe(config: RunConfig, plan_lines: Sequence[str], notes: Sequence[str]) -> None:
-    for line in (*plan_lines, *notes):
-        print(line)
+def _describe(
+    config: RunConfig,
+    working: RunConfig,
+    markets: "dict[str, PairMarket]",
+    machine: "Machine | None",
+    args: argparse.Namespace,
+) -> None:
+    """Print plan, estimate if asked for, notes on the data and search space."""
     from pbt.search import space_lines
+    from rayconf.session import plan, start_ray
 
+    estimate: Sequence[str] = ()
+    if machine is not None and not args.measure:
+        planned = plan(working, machine)
+    else:
+        with start_ray(config.resources, args.address) as found:
+            if args.measure:
+                from pbt.estimate import estimate_lines, measure
+
+                found = _roomy(config, found)
+                planned = plan(working, found)
+                pace = measure(working, markets[working.data.pairs[0]], planned.slots)
+                estimate = estimate_lines(working, planned, pace)
+            else:
+                planned = plan(working, found)
+    for line in (*planned.lines(), *estimate, *(note for pair in working.data.pairs for note in markets[pair].notes)):
+        print(line)
     print("search space")
     for line in space_lines(config):
         print(f"  {line}")

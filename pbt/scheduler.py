@@ -94,7 +94,6 @@ class PairPBT(FIFOScheduler):
         A start that turns out damaged sends the pair back by one generation instead, and a full disk ends training:
         neither is the member's fault.
         """
-        self._controller = tune_controller
         # An actor that dies while it takes a ticket leaves its trial marked as being reset, which blocks it for good.
         tune_controller._resetting_trials.discard(trial)
         staged = trial in tune_controller._staged_trials
@@ -140,6 +139,7 @@ class PairPBT(FIFOScheduler):
         Tune would hand a freed actor to a trial whose own actor is still starting, and lose a slot for good, if
         more trials were offered than slots exist.
         """
+        self._controller = tune_controller
         self._keep_actors(tune_controller)
         for population in self.populations.values():
             if not population.complete and population.ready and self._all_paused(population):
@@ -166,6 +166,11 @@ class PairPBT(FIFOScheduler):
     def unfinished(self) -> int:
         """Members of pairs that are not complete."""
         return sum(len(p.committed.members) for p in self.populations.values() if not p.complete)
+
+    @property
+    def actors(self) -> int:
+        """Actors alive, whether they train or wait for their next member."""
+        return 0 if self._controller is None else self._controller._actor_manager.num_live_actors
 
     @property
     def starting(self) -> int:

@@ -86,11 +86,11 @@ def plan(run: RunConfig, machine: Machine) -> Plan:
     """What ``run`` will do on a machine or cluster.
 
     Raises:
-        UserError: when not a single member fits.
+        UserError: when not a single member fits on this machine; a cluster without room may grow.
     """
     members = len(run.data.pairs) * run.pbt.population
     slots = min(members, machine.slots(run.resources))
-    if slots < 1:
+    if slots < 1 and not machine.joined:
         raise UserError(
             f"resources: no member fits on {machine.cpus} CPUs and {machine.gpus:g} GPUs; a member needs "
             f"resources.cpus_per_member {run.resources.cpus_per_member:g} and resources.gpus_per_member "
@@ -98,7 +98,7 @@ def plan(run: RunConfig, machine: Machine) -> Plan:
         )
     wanted = wanted_slots(run.resources, members) if machine.joined else slots
     slots = min(slots, wanted)
-    rounds = -(-run.pbt.population // slots)
+    rounds = -(-run.pbt.population // (slots or wanted))
     batch = run.ppo.num_envs * run.ppo.rollout_steps
     updates = members * run.pbt.iterations
     return Plan(
@@ -110,7 +110,7 @@ def plan(run: RunConfig, machine: Machine) -> Plan:
         updates=updates,
         batch=batch,
         env_steps=updates * batch,
-        idle_share=1 - run.pbt.population / (rounds * slots),
+        idle_share=1 - run.pbt.population / (rounds * (slots or wanted)),
         memory_mb=DRIVER_MB + slots * SLOT_MB + run.resources.object_store_mb,
     )
 
