@@ -362,7 +362,7 @@ def _describe(
     from pbt.search import space_lines
     from rayconf.session import plan, start_ray
 
-    estimate: Sequence[str] = ()
+    estimate: Sequence[str] = ("time       add --measure to time a few updates, for hours and cost",)
     if machine is not None and not args.measure:
         planned = plan(working, machine)
     else:
