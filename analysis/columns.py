@@ -289,6 +289,7 @@ EVENTS = (
         "resume",
         "actor_lost",
         "node_lost",
+        "node_joined",
         "retry",
         "nan",
         "corrupt",

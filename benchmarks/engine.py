@@ -133,7 +133,7 @@ def under_tune(members: int) -> dict[str, float]:
         clock = PairClock(np.datetime64("2000-01-03") + np.arange(DAYS), 252.0)
         populations = {p: PairPopulation(run, directory, clock, start(run, p, directory)) for p in run.data.pairs}
         markets = {pair: ray.put(None) for pair in run.data.pairs}
-        slots = plan(run, machine.cpus).slots
+        slots = plan(run, machine).slots
         began, cpu = time.perf_counter(), time.process_time()
         train(run, directory, markets, populations, slots, [], trainable=ThinMember)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu

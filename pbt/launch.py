@@ -43,9 +43,12 @@ BRING_UP_SECONDS = 900
 """How long machines of a cluster may take to come."""
 MAY_DIFFER = (
     "resources.cpus",
+    "resources.cpus_per_member",
     "resources.gpus_per_member",
     "resources.object_store_mb",
     "resources.dashboard",
+    "resources.usd_per_cpu_hour",
+    "resources.usd_per_gpu_hour",
     "tracking",
     "versions",
     "name",
@@ -80,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="go on with the run --name from its last commit")
     parser.add_argument("--extend", type=Path, metavar="RUN", help="train --pairs in addition to a finished run's")
     parser.add_argument("--dry-run", action="store_true", help="print plan and search space, write nothing")
+    parser.add_argument("--measure", action="store_true", help="with --dry-run: time some updates, for hours and cost")
     return parser
 
 
@@ -117,6 +121,8 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
     """Launch one run in a folder of runs, or in the working copy of one at a URI."""
     from rayconf.session import machine_resources, plan, start_ray
 
+    if args.measure and not args.dry_run:
+        raise UserError("--measure: give it with --dry-run")
     if args.extend:
         path = args.extend if args.run_dir is None else folder / args.extend
         folder, config = path.resolve().parent, _extended(args, path)
@@ -124,7 +130,7 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
         config = _resumed(args, folder, runs) if args.resume else _fresh(args)
     config = config.model_copy(update={"tracking": config.tracking.in_force(os.environ)})
     # A cluster is asked what it has when it is joined; a plan without it is this machine's.
-    machine = machine_resources(config.resources) if args.dry_run or args.address is None else None
+    machine = machine_resources(config.resources) if args.address is None else None
 
     from envs.market import load_markets
     from pbt.base import find_base, kept_base
@@ -138,13 +144,14 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
         directory.create()  # raises: the name is taken
     markets = load_markets(config, base.scalers)
     working = _training(config, directory, args)
-    planned = plan(working, machine.cpus, machine.gpus) if machine is not None else None
+    if machine is not None:
+        plan(working, machine)  # raises: no member fits
     if args.extend:
         from pbt.extension import check_features
 
         check_features(markets, working.data.pairs)
-    if planned is not None and args.dry_run:
-        _describe(config, planned.lines(), [note for pair in working.data.pairs for note in markets[pair].notes])
+    if args.dry_run:
+        _describe(config, working, markets, machine, args)
         return OK
     if args.resume and _complete(directory):
         print(f"complete; report {directory.shown(directory.report)}")
@@ -183,22 +190,31 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
 
 
 def _fit_cluster(config: RunConfig, folder: str | Path, found: "Machine") -> "Machine":
-    """What a cluster that Ray has joined offers, once its autoscaler has brought what the run asks for.
+    """What a cluster that Ray has joined offers, once there is room for one member; more may come while it trains.
 
     Every node is checked, with the folder of runs, which all of them must share.
 
     Raises:
-        UserError: when what is asked for does not come, or a node is not fit to train.
+        UserError: when no room comes, or a node is not fit to train.
     """
     from rayconf.doctor import ensure_nodes
-    from rayconf.nodes import bring_up
     from rayconf.session import offered
 
-    cpus, gpus = config.resources.cpus or 1, int(config.resources.gpus_per_member > 0)
-    if found.cpus < cpus or found.gpus < gpus:
-        print(f"cluster    waiting for {cpus} CPUs and {gpus} GPUs", flush=True)
-        bring_up(cpus, gpus, BRING_UP_SECONDS)
+    _roomy(config, found)
     print(f"cluster    {len(ensure_nodes(str(folder)))} nodes checked", flush=True)
+    return offered()
+
+
+def _roomy(config: RunConfig, found: "Machine") -> "Machine":
+    """What Ray offers, once there is room for one member."""
+    from rayconf.nodes import bring_up_slots
+    from rayconf.session import offered, wanted_slots
+
+    if found.slots(config.resources) or not found.joined:
+        return found
+    wanted = wanted_slots(config.resources, len(config.data.pairs) * config.pbt.population)
+    print(f"cluster    has no room for a member; asks for {wanted} slots and waits for the first", flush=True)
+    bring_up_slots(config.resources, wanted, BRING_UP_SECONDS)
     return offered()
 
 
@@ -239,7 +255,7 @@ def _open(
     directory.push()
     keep_reserve(directory)
     notes = (note for pair in working.data.pairs for note in markets[pair].notes)
-    for line in (*plan(working, machine.cpus, machine.gpus).lines(), *notes):
+    for line in (*plan(working, machine).lines(), *notes):
         print(line, flush=True)
 
 
@@ -356,11 +372,33 @@ def _complete(directory: "RunDir") -> bool:
     return False
 
 
-def _describe(config: RunConfig, plan_lines: Sequence[str], notes: Sequence[str]) -> None:
-    for line in (*plan_lines, *notes):
-        print(line)
+def _describe(
+    config: RunConfig,
+    working: RunConfig,
+    markets: "dict[str, PairMarket]",
+    machine: "Machine | None",
+    args: argparse.Namespace,
+) -> None:
+    """Print plan, estimate if asked for, notes on the data and search space."""
     from pbt.search import space_lines
+    from rayconf.session import plan, start_ray
 
+    estimate: Sequence[str] = ("time       add --measure to time a few updates, for hours and cost",)
+    if machine is not None and not args.measure:
+        planned = plan(working, machine)
+    else:
+        with start_ray(config.resources, args.address) as found:
+            if args.measure:
+                from pbt.estimate import estimate_lines, measure
+
+                found = _roomy(config, found)
+                planned = plan(working, found)
+                pace = measure(working, markets[working.data.pairs[0]], planned.slots)
+                estimate = estimate_lines(working, planned, pace)
+            else:
+                planned = plan(working, found)
+    for line in (*planned.lines(), *estimate, *(note for pair in working.data.pairs for note in markets[pair].notes)):
+        print(line)
     print("search space")
     for line in space_lines(config):
         print(f"  {line}")

@@ -27,6 +27,7 @@ from envs.market import PairMarket
 from pbt.generation import Iteration, enter, initial_key, train_generation, training_key
 from pbt.run_dir import folder_name
 from pbt.store import ReturnStore, StateStore
+from rayconf import node_probe
 from rayconf.run_config import RunConfig
 from rayconf.storage import storage_at
 
@@ -82,12 +83,22 @@ class PairMember(PairPPO):
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """One CPU and the member's share of a GPU."""
-        share = RunConfig.model_validate_json(config["ticket"]["run"]).resources.gpus_per_member
-        return tune.PlacementGroupFactory([{"CPU": 1, **({"GPU": share} if share else {})}])
+        """The member's CPUs and its share of a GPU."""
+        return tune.PlacementGroupFactory([RunConfig.model_validate_json(config["ticket"]["run"]).resources.bundle])
 
-    def setup(self, config: PairPPOConfig, markets: Mapping[str, ray.ObjectRef] | None = None) -> None:
-        """Build the algorithm on the market that the driver put into the object store, and load the state."""
+    def setup(
+        self,
+        config: PairPPOConfig,
+        markets: Mapping[str, ray.ObjectRef] | None = None,
+        standard: tuple[dict[str, str], str] | None = None,
+    ) -> None:
+        """Build the algorithm on the market that the driver put into the object store, and load the state.
+
+        ``standard`` holds the driver's versions and sources (``rayconf.node_probe``), which a process must share that
+        trains beside others.
+        """
+        if standard is not None and PairMember._idle_since is None:
+            _check_fit(*standard)
         self._market: PairMarket = ray.get((markets or {})[self._pair])
         enter(self._run, self._pair, self._market)
         super().setup(config)
@@ -171,6 +182,21 @@ class PairMember(PairPPO):
             "host": socket.gethostname(),
             "actor_pid": os.getpid(),
         }
+
+
+class UnfitNodeError(RuntimeError):
+    """A node whose versions or sources are not the driver's, so that its results would be others."""
+
+
+UNFIT = f"{UnfitNodeError.__name__}: "
+"""What precedes the message in a traceback that came as text."""
+
+
+def _check_fit(versions: dict[str, str], code: str) -> None:
+    found = node_probe.differences(node_probe.versions(), node_probe.code_digest(), versions, code)
+    if found:
+        address = ray.util.get_node_ip_address()
+        raise UnfitNodeError(f"{address}: {'; '.join(found)}; install the driver's there, or `ray up` again")
 
 
 def _entitle(title: str) -> None:

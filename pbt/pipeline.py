@@ -30,6 +30,7 @@ from pbt.population import PairClock, PairPopulation
 from pbt.progress import ProgressView
 from pbt.results import known_notes, write_events, write_summary_json, write_training_frames
 from pbt.run_dir import RunDir
+from pbt.scheduler import Listener
 from pbt.simulator import ENSEMBLE, Policies, backtest
 from pbt.startup import StartUp
 from pbt.survivors import Survivor, export, load_survivors
@@ -94,14 +95,15 @@ def execute(
     if machine.dashboard is not None:
         console.print(f"dashboard  {machine.dashboard}", highlight=False, soft_wrap=True)
     references = {pair: ray.put(markets[pair]) for pair in joining(directory, run)}
-    slots = plan(run, machine.cpus, machine.gpus).slots
+    slots = plan(run, machine).slots
     populations = {pair: load_population(run, directory, market) for pair, market in markets.items()}
     directory.push()
     tracking = Tracking(run, directory)
     with Gauges(run, directory, populations) as gauges:
         try:
             with ProgressView(run, populations, console) as view:
-                train(run, directory, references, populations, slots, [StartUp(directory), view, tracking, gauges])
+                listeners: list[Listener] = [StartUp(directory), view, tracking, gauges]
+                train(run, directory, references, populations, slots, listeners, elastic=machine.joined)
         finally:
             tracking.close()
         committed = {pair: p.committed for pair, p in populations.items()}

@@ -19,7 +19,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from pbt.decisions import Decision
 from pbt.disk import DiskFullError, is_full
-from pbt.member import ticket
+from pbt.member import UNFIT, UnfitNodeError, ticket
 from pbt.population import PairPopulation
 from rayconf.run_config import RunConfig
 
@@ -42,14 +42,17 @@ class PairPBT(FIFOScheduler):
         run: The run.
         place: Where the run lies, for tickets.
         populations: Committed population per pair; complete ones get no trials.
-        slots: Actors that may live at once.
+        slots: Actors that may live at once, to begin with.
     """
 
     metric = "fitness"
 
     def __init__(self, run: RunConfig, place: str, populations: Mapping[str, PairPopulation], slots: int) -> None:
         super().__init__()
-        self._run, self._place, self._slots = run, place, slots
+        self._run, self._place = run, place
+        self.slots = slots
+        """Actors that may live at once; may change at any time."""
+        self._cached = 0  # actors that Tune keeps between two members
         self.populations = dict(populations)
         self._trials: dict[tuple[str, str], Trial] = {}
         self._controller: TuneController | None = None
@@ -72,8 +75,7 @@ class PairPBT(FIFOScheduler):
         key = _key(trial)
         if key not in self._trials:
             self._trials[key] = trial
-            if len(self._trials) <= self._slots:
-                tune_controller._actor_cache.increase_max(trial.placement_group_factory)
+            self._keep_actors(tune_controller)
         elif self.populations[key[0]].lost(key[1]):
             tune_controller._set_trial_status(trial, Trial.PAUSED)
 
@@ -92,7 +94,6 @@ class PairPBT(FIFOScheduler):
         A start that turns out damaged sends the pair back by one generation instead, and a full disk ends training:
         neither is the member's fault.
         """
-        self._controller = tune_controller
         # An actor that dies while it takes a ticket leaves its trial marked as being reset, which blocks it for good.
         tune_controller._resetting_trials.discard(trial)
         staged = trial in tune_controller._staged_trials
@@ -108,6 +109,8 @@ class PairPBT(FIFOScheduler):
             told = _last_words(trial)
             if is_full(told):
                 raise DiskFullError(told)
+            if UNFIT in told:
+                raise UnfitNodeError(told.rpartition(UNFIT)[2].splitlines()[0])
             if population.mend():
                 self._hand_out(population)
                 return
@@ -136,6 +139,8 @@ class PairPBT(FIFOScheduler):
         Tune would hand a freed actor to a trial whose own actor is still starting, and lose a slot for good, if
         more trials were offered than slots exist.
         """
+        self._controller = tune_controller
+        self._keep_actors(tune_controller)
         for population in self.populations.values():
             if not population.complete and population.ready and self._all_paused(population):
                 with self._fatal():
@@ -155,7 +160,30 @@ class PairPBT(FIFOScheduler):
         status = Counter(trial.status for trial in self._trials.values())
         busy = status[Trial.RUNNING] + status[Trial.PENDING]
         cached = tune_controller._actor_cache.has_cached_object(chosen.placement_group_factory)
-        return chosen if busy < self._slots or cached else None
+        return chosen if busy < self.slots or cached else None
+
+    @property
+    def unfinished(self) -> int:
+        """Members of pairs that are not complete."""
+        return sum(len(p.committed.members) for p in self.populations.values() if not p.complete)
+
+    @property
+    def actors(self) -> int:
+        """Actors alive, whether they train or wait for their next member."""
+        return 0 if self._controller is None else self._controller._actor_manager.num_live_actors
+
+    @property
+    def starting(self) -> int:
+        """Members whose actors have been asked for and are not there yet."""
+        return sum(trial.status == Trial.PENDING for trial in self._trials.values())
+
+    def _keep_actors(self, tune_controller: TuneController) -> None:
+        """Let Tune start as many actors at once, and keep as many, as there are slots now."""
+        tune_controller.update_max_pending_trials(max(1, self.slots))
+        if self._cached < min(self.slots, len(self._trials)):
+            for trial in list(self._trials.values())[self._cached : self.slots]:
+                tune_controller._actor_cache.increase_max(trial.placement_group_factory)
+                self._cached += 1
 
     def _all_paused(self, population: PairPopulation) -> bool:
         """Whether every member's trial exists and has finished saving."""

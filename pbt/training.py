@@ -11,11 +11,13 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.progress_reporter import TrialProgressCallback
 
+from pbt.fleet import Fleet
 from pbt.member import PairMember, ticket
 from pbt.population import PairPopulation
 from pbt.run_dir import RunDir, folder_name
 from pbt.scheduler import KeepActors, Listener, PairPBT, Revival
 from pbt.watchdog import Watchdog
+from rayconf import node_probe
 from rayconf.remote_storage import RemoteStorage
 from rayconf.run_config import RunConfig
 
@@ -39,6 +41,8 @@ def train(
     slots: int,
     listeners: Sequence[Listener],
     trainable: type[tune.Trainable] | None = None,
+    *,
+    elastic: bool = False,
 ) -> None:
     """Train every population to its last generation.
 
@@ -47,13 +51,15 @@ def train(
         directory: Where states and journals go.
         markets: Markets in the object store, by pair.
         populations: Committed populations; complete ones are left alone.
-        slots: Actors that train side by side.
+        slots: Actors that train side by side, to begin with.
         listeners: Told of results, failures and barriers.
         trainable: What trains a ticket's generation; default: ``PairMember``.
+        elastic: Whether Ray is a cluster whose nodes may come and go: slots follow them, and more are asked for.
 
     Raises:
         DiskFullError: The run's disk is full.
         DamagedRunError: States of a pair's last two commits are damaged.
+        UnfitNodeError: A node that came later has other versions or sources than the driver.
         RuntimeError: Every member of a pair was lost.
     """
     tickets = [
@@ -77,7 +83,9 @@ def train(
     _keep_off_the_terminal()
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
     scheduler = PairPBT(run, directory.storage.place, populations, slots)
-    kind = tune.with_parameters(trainable or PairMember, markets=dict(markets))
+    standard = {"standard": (node_probe.versions(), node_probe.code_digest())} if elastic else {}
+    kind = tune.with_parameters(trainable or PairMember, markets=dict(markets), **standard)
+    fleet = Fleet(run, directory, scheduler, elastic)
     kind.__qualname__ = kind.__name__  # which is what Ray's dashboard and metrics call the actors
     attempts = directory.storage.within("tune")
     attempt = 1 + len({name.partition("/")[0] for name in attempts.names()})
@@ -96,7 +104,7 @@ def train(
             storage_path=attempts.path if isinstance(attempts, RemoteStorage) else attempts.place,
             storage_filesystem=attempts.system if isinstance(attempts, RemoteStorage) else None,
             verbose=0,
-            callbacks=[Revival(scheduler), Watchdog(run, directory, scheduler), NoProgress()],
+            callbacks=[Revival(scheduler), Watchdog(run, scheduler), fleet, NoProgress()],
             failure_config=tune.FailureConfig(max_failures=-1),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
@@ -106,6 +114,8 @@ def train(
         results = tuner.fit()
     except Exception as error:
         raise scheduler.fatal or error from None  # Tune knows its own wrapping only
+    finally:
+        fleet.close()
     unfinished = [pair for pair, population in scheduler.populations.items() if not population.complete]
     if unfinished or len(results) != len(tickets):
         raise RuntimeError(f"training ended before {', '.join(unfinished) or 'all members'} finished")

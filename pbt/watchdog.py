@@ -1,6 +1,5 @@
-"""The watchdog: retries members that hang, and tells of nodes that are gone. It never opens a barrier."""
+"""The watchdog: retries members that hang. It never opens a barrier."""
 
-import socket
 import statistics
 import time
 from typing import Any
@@ -9,16 +8,11 @@ import ray
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from pbt.run_dir import RunDir
 from pbt.scheduler import PairPBT
 from rayconf.run_config import RunConfig
 
-NODES_EVERY = 2.0
-"""Seconds between two looks at the nodes."""
 STALL_SECONDS = 1.0
 """Seconds between two turns of Tune's loop beyond which the driver was busy or stopped."""
-KNOCK_SECONDS = 2.0
-"""Seconds in which a node must take a connection."""
 
 
 class Watchdog(Callback):
@@ -30,18 +24,15 @@ class Watchdog(Callback):
     hangs ``pbt.max_failures`` times.
     """
 
-    def __init__(self, run: RunConfig, directory: RunDir, scheduler: PairPBT) -> None:
+    def __init__(self, run: RunConfig, scheduler: PairPBT) -> None:
         self._factor, self._floor = run.pbt.straggler_factor, run.pbt.straggler_seconds
-        self._directory, self._scheduler = directory, scheduler
+        self._scheduler = scheduler
         self._since: dict[Trial, tuple[Any, float]] = {}
         self._durations: list[float] = []
-        self._nodes: dict[str, tuple[str, int]] = {}
-        self._lost: set[str] = set()
-        self._looked = float("-inf")
         self._stepped = time.monotonic()
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Look after the members and, now and then, the nodes."""
+        """Look after the members."""
         now = time.monotonic()
         stalled, self._stepped = now - self._stepped, now
         if stalled > STALL_SECONDS:  # the driver itself was held up, so results may be waiting: that counts for nobody
@@ -60,23 +51,12 @@ class Watchdog(Callback):
                 self._scheduler.explain(trial, f"hung for {now - since:.0f} s, where others take {typical:.1f} s")
                 ray.kill(actor)
                 self._since[trial] = (None, now)
-        if now - self._looked >= NODES_EVERY:
-            self._looked = now
-            self._look_at_nodes()
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: Any, **info: Any) -> None:
         """Learn how long a generation takes."""
         known = self._since.pop(trial, None)
         if known is not None:
             self._durations.append(time.monotonic() - known[1])
-
-    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """After a failure: did the member's node die?"""
-        self._look_at_nodes(ask=True)
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """The same, where the member was between two generations."""
-        self._look_at_nodes(ask=True)
 
     def _limit(self) -> float | None:
         if self._factor is None or not self._durations:
@@ -86,25 +66,3 @@ class Watchdog(Callback):
     @staticmethod
     def _work(trial: Trial) -> Any:
         return trial.temporary_state.ray_actor._actor_id, trial.config["ticket"]["generation"]
-
-    def _look_at_nodes(self, ask: bool = False) -> None:
-        """Tell of nodes that are gone; ask: knock at each, for Ray needs many seconds to find that one is dead."""
-        alive = {
-            node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"])
-            for node in ray.nodes()
-            if node["Alive"] and node["NodeID"] not in self._lost
-        }
-        silent = [name for name in alive if ask and len(alive) > 1 and not _answers(*alive[name])]
-        for name in silent + [name for name in self._nodes if name not in alive and name not in self._lost]:
-            self._lost.add(name)
-            address = (self._nodes | alive)[name][0]
-            self._directory.event("node_lost", f"node {name[:12]} at {address}; its members are retried")
-        self._nodes = alive
-
-
-def _answers(address: str, port: int) -> bool:
-    try:
-        socket.create_connection((address, port), timeout=KNOCK_SECONDS).close()
-    except OSError:
-        return False
-    return True

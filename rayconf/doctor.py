@@ -103,24 +103,10 @@ def _our_data(data_dir: str | None) -> str:
         raise UserError(f"--data-dir: cannot read {data_dir} here: {error.strerror}") from error
 
 
-def _public(version: str | None) -> str | None:
-    """A version without its build: 2.13.0+cpu and 2.13.0+cu130 are one."""
-    return None if version is None else version.partition("+")[0]
-
-
 def _faults(report: NodeReport, ours: dict[str, str], code: str, data: str, min_disk_gb: float) -> list[str]:
-    found = []
-    for package, version in ours.items():
-        theirs = report.versions.get(package)
-        if package == "python":
-            same = theirs is not None and theirs.split(".")[:2] == version.split(".")[:2]
-        else:
-            same = _public(theirs) == _public(version)
-        if not same:
-            found.append(f"{package} {theirs or 'missing'}, the driver has {version}; {INSTALL}")
-    if report.code != code:
-        what = "other code of pairpbt than the driver" if report.code else "pairpbt is not installed"
-        found.append(f"{what}; {INSTALL}")
+    found = [
+        f"{difference}; {INSTALL}" for difference in node_probe.differences(report.versions, report.code, ours, code)
+    ]
     if report.gpus and report.cuda_devices < report.gpus:
         found.append(
             f"Ray offers {report.gpus:g} GPUs, torch {report.versions.get('torch')} finds {report.cuda_devices}; "

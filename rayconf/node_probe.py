@@ -48,6 +48,29 @@ def code_digest() -> str:
     return sha.hexdigest()[:12]
 
 
+def differences(theirs: dict[str, str], their_code: str, ours: dict[str, str], our_code: str) -> list[str]:
+    """In which versions and sources a node differs from the driver; builds of a version (+cpu, +cu130) are one.
+
+    Args:
+        theirs: ``versions`` of the node.
+        their_code: ``code_digest`` of the node.
+        ours: ``versions`` of the driver.
+        our_code: ``code_digest`` of the driver.
+    """
+    found = []
+    for package, version in ours.items():
+        there = theirs.get(package)
+        if package == "python":
+            same = there is not None and there.split(".")[:2] == version.split(".")[:2]
+        else:
+            same = there is not None and there.partition("+")[0] == version.partition("+")[0]
+        if not same:
+            found.append(f"{package} {there or 'missing'}, the driver has {version}")
+    if their_code != our_code:
+        found.append("other code of pairpbt than the driver" if their_code else "pairpbt is not installed")
+    return found
+
+
 def cuda_devices() -> int:
     """GPUs that torch finds, asked in a process of its own."""
     env = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}

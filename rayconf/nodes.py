@@ -2,12 +2,16 @@
 
 import time
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rayconf import node_probe
+from rayconf.demand import Demand
 from rayconf.errors import UserError
+from rayconf.sections import ResourcesConfig
+from rayconf.session import offered
 
 SECONDS = 120.0
 
@@ -80,25 +84,52 @@ def bring_up(cpus: int, gpus: int, seconds: float) -> None:
     Raises:
         UserError: when they are not there in time, with what is.
     """
-    import ray
-    from ray.autoscaler.sdk import request_resources
 
-    request_resources(bundles=[{"CPU": 1}] * cpus + [{"GPU": 1}] * gpus)
+    def missing() -> tuple[int, int]:
+        have = offered()
+        return max(0, cpus - have.cpus), max(0, gpus - int(have.gpus))
+
+    def short() -> str:
+        have = offered()
+        return f"--cpus {cpus} --gpus {gpus}: the cluster has {have.cpus} CPUs and {have.gpus:g} GPUs"
+
+    _wait([Demand({"CPU": 1}), Demand({"GPU": 1})], missing, short, seconds)
+
+
+def bring_up_slots(resources: ResourcesConfig, wanted: int, seconds: float) -> None:
+    """Ask the autoscaler for room for ``wanted`` members and wait until there is room for one. Ray must be joined.
+
+    Raises:
+        UserError: when not even that comes in time.
+    """
+
+    def missing() -> tuple[int]:
+        return (0 if offered().slots(resources) else wanted,)
+
+    def short() -> str:
+        needs = " and ".join(f"{amount:g} {what}" for what, amount in resources.bundle.items())
+        return f"--address: no node of the cluster has room for a member ({needs})"
+
+    _wait([Demand(resources.bundle)], missing, short, seconds)
+
+
+def _wait(
+    demands: Sequence[Demand], missing: Callable[[], tuple[int, ...]], short: Callable[[], str], seconds: float
+) -> None:
+    """Ask for what is missing, one number per demand, until nothing is."""
+    deadline = time.monotonic() + seconds
     try:
-        deadline = time.monotonic() + seconds
-        while True:
-            offered = ray.cluster_resources()
-            have = offered.get("CPU", 0.0), offered.get("GPU", 0.0)
-            if have[0] >= cpus and have[1] >= gpus:
-                return
+        while any(units := missing()):
+            for demand, wanted in zip(demands, units, strict=True):
+                demand.ask(wanted)
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"--cpus {cpus} --gpus {gpus}: the cluster has {have[0]:g} CPUs and {have[1]:g} GPUs after "
-                    f"{seconds:.0f} s; `ray status` says what it waits for, or ask for less"
+                    f"{short()} after {seconds:.0f} s; `ray status` says what it waits for, or ask for less"
                 )
             time.sleep(1)
     finally:
-        request_resources(bundles=[])
+        for demand in demands:
+            demand.close()
 
 
 def check_nodes(storage: str | None = None, data_dir: str | None = None, seconds: float = SECONDS) -> list[NodeReport]:

@@ -403,13 +403,33 @@ class ResourcesConfig(Section):
     dashboard: bool = False
     """Start Ray's dashboard on this machine's loopback, with what Prometheus needs; a cluster brings its own."""
     cpus: Count | None = None
-    """CPUs given to Ray; null: all."""
+    """CPUs given to Ray, on a cluster the most that the run asks it for; null: all, on a cluster a slot per member."""
+    cpus_per_member: Positive = 1.0
+    """CPUs that a training member occupies: a share of one, or whole ones."""
     gpus_per_member: Fraction = 0.0
     """Share of a GPU per member; 0 trains on CPU."""
     object_store_mb: Annotated[int, Field(ge=80)] = 512
     """Size of Ray's object store in MiB."""
     torch_threads: Count = 1
     """Torch threads per member."""
+    usd_per_cpu_hour: NonNegative | None = None
+    """Price of a CPU in USD per hour, for the estimate of ``--dry-run``; null: hours alone."""
+    usd_per_gpu_hour: NonNegative | None = None
+    """Price of a whole GPU with its machine in USD per hour; where GPUs are used it stands in for that of the CPUs."""
+
+    @field_validator("cpus_per_member")
+    @classmethod
+    def _share_or_whole(cls, value: float) -> float:
+        """Ray hands out shares of one CPU, or whole ones."""
+        if value > 1 and value != int(value):
+            raise ValueError(f"{value:g} must be a share of one CPU, or a whole number of them")
+        return value
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What Ray must have free for one member."""
+        gpu = {"GPU": self.gpus_per_member} if self.gpus_per_member else {}
+        return {"CPU": self.cpus_per_member, **gpu}
 
 
 class StagesConfig(Section):

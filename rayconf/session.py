@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -32,6 +32,15 @@ class Machine:
     gpus: float = 0.0
     dashboard: str | None = None
     """Address of Ray's dashboard, if this run started one."""
+    nodes: tuple[tuple[float, float], ...] = ()
+    """CPUs and GPUs node by node; empty: all on one."""
+    joined: bool = False
+    """Whether it is a cluster that was joined, whose nodes may come and go."""
+
+    def slots(self, resources: ResourcesConfig) -> int:
+        """Members that fit at once; a member's CPUs, and its share of a GPU, lie on one node."""
+        nodes = self.nodes or ((self.cpus, self.gpus),)
+        return sum(_slots_on(resources, cpus, gpus) for cpus, gpus in nodes)
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,8 @@ class Plan:
     """Members over all pairs."""
     slots: int
     """Actors that train side by side, each hosting members in turn."""
+    wanted: int
+    """Slots that the run would use if a cluster brought them; ``slots`` where none can."""
     generations: int
     """Generations per member."""
     updates: int
@@ -60,52 +71,65 @@ class Plan:
     def lines(self) -> tuple[str, ...]:
         """The plan as text, one fact a line."""
         each = self.members // self.pairs
+        more = f" of {self.wanted} that are asked for" if self.wanted > self.slots else ""
         return (
             f"members    {self.members} ({self.pairs} {_plural('pair', self.pairs)} x {each})",
-            f"slots      {self.slots} training side by side; {self.idle_share:.0%} idle where one pair trains alone",
+            f"slots      {self.slots}{more} training side by side; "
+            f"{self.idle_share:.0%} idle where one pair trains alone",
             f"steps      {self.env_steps / 1e6:.1f} M ({self.generations} {_plural('generation', self.generations)}, "
             f"{self.updates} updates of {self.batch:,})",
             f"memory     about {self.memory_mb / 1000:.1f} GB",
         )
 
 
-def plan(run: RunConfig, cpus: int, gpus: float = 0.0) -> Plan:
-    """What ``run`` will do on a machine with ``cpus`` CPUs and ``gpus`` GPUs.
+def plan(run: RunConfig, machine: Machine) -> Plan:
+    """What ``run`` will do on a machine or cluster.
 
     Raises:
-        UserError: when the machine cannot host a single member.
+        UserError: when not a single member fits on this machine; a cluster without room may grow.
     """
     members = len(run.data.pairs) * run.pbt.population
-    slots = min(members, cpus, _gpu_slots(run.resources, gpus))
-    if slots < 1:
+    slots = min(members, machine.slots(run.resources))
+    if slots < 1 and not machine.joined:
         raise UserError(
-            f"resources: no member fits on {cpus} CPUs and {gpus:g} GPUs with resources.gpus_per_member "
-            f"{run.resources.gpus_per_member:g}; a member needs one CPU and its share of a GPU"
+            f"resources: no member fits on {machine.cpus} CPUs and {machine.gpus:g} GPUs; a member needs "
+            f"resources.cpus_per_member {run.resources.cpus_per_member:g} and resources.gpus_per_member "
+            f"{run.resources.gpus_per_member:g} on one node"
         )
-    rounds = -(-run.pbt.population // slots)
+    wanted = wanted_slots(run.resources, members) if machine.joined else slots
+    slots = min(slots, wanted)
+    rounds = -(-run.pbt.population // (slots or wanted))
     batch = run.ppo.num_envs * run.ppo.rollout_steps
     updates = members * run.pbt.iterations
     return Plan(
         pairs=len(run.data.pairs),
         members=members,
         slots=slots,
+        wanted=wanted,
         generations=run.pbt.generations,
         updates=updates,
         batch=batch,
         env_steps=updates * batch,
-        idle_share=1 - run.pbt.population / (rounds * slots),
+        idle_share=1 - run.pbt.population / (rounds * (slots or wanted)),
         memory_mb=DRIVER_MB + slots * SLOT_MB + run.resources.object_store_mb,
     )
+
+
+def wanted_slots(resources: ResourcesConfig, members: int) -> int:
+    """Slots that ``members`` would use on a cluster that brings them: one each, within ``resources.cpus``."""
+    most = members if resources.cpus is None else int(resources.cpus / resources.cpus_per_member + 1e-9)
+    return max(1, min(members, most))
 
 
 def _plural(noun: str, count: int) -> str:
     return noun if count == 1 else noun + "s"
 
 
-def _gpu_slots(resources: ResourcesConfig, gpus: float) -> int:
-    """Members that the GPUs can host; a member's share lies on one GPU. Without GPUs asked for: no bound."""
+def _slots_on(resources: ResourcesConfig, cpus: float, gpus: float) -> int:
+    """Members that one node can host; a member's share lies on one GPU."""
+    slots = int(cpus / resources.cpus_per_member + 1e-9)
     share = resources.gpus_per_member
-    return int(gpus) * int(1 / share + 1e-9) if share > 0 else 2**31
+    return min(slots, int(gpus) * int(1 / share + 1e-9)) if share > 0 else slots
 
 
 def machine_resources(resources: ResourcesConfig) -> Machine:
@@ -164,12 +188,13 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
-def offered() -> Machine:
-    """CPUs and GPUs of the living nodes of the Ray that was joined."""
+def offered(lost: Container[str] = ()) -> Machine:
+    """CPUs and GPUs of the living nodes of the Ray that was joined, but for ``lost`` ones, by Ray's name."""
     import ray
 
-    found = ray.cluster_resources()
-    return Machine(int(found.get("CPU", 0)), float(found.get("GPU", 0)))
+    living = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in lost]
+    nodes = tuple((found.get("CPU", 0.0), found.get("GPU", 0.0)) for found in living)
+    return Machine(int(sum(cpus for cpus, _ in nodes)), sum(gpus for _, gpus in nodes), nodes=nodes, joined=True)
 
 
 @contextlib.contextmanager

@@ -216,6 +216,19 @@ def a_loss_is_nan() -> None:
     pbt.training.PairMember = Poisoned
 
 
+class OnOtherCode(PairMember):
+    """Finds that the driver's sources are others than its own."""
+
+    def setup(self, config: Any, markets: Any = None, standard: Any = None) -> None:
+        """Build the algorithm."""
+        super().setup(config, markets, (standard[0], "0123456789ab"))
+
+
+def a_node_differs() -> None:
+    """The nodes that train have other sources than the driver, as when a cluster was updated under a run."""
+    pbt.training.PairMember = OnOtherCode
+
+
 FAULTS = {
     fault.__name__.replace("_", "-"): fault
     for fault in (
@@ -230,6 +243,7 @@ FAULTS = {
         the_disk_fills,
         a_node_goes,
         a_loss_is_nan,
+        a_node_differs,
     )
 }
 

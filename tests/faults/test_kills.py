@@ -2,6 +2,8 @@
 
 import os
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
@@ -84,3 +86,36 @@ def test_members_of_a_lost_node_go_on_elsewhere(
     assert launches.results() == undisturbed.results()
     assert len(launches.events("node_lost")) == 1
     assert not os.path.exists(f"/proc/{raylet}")
+
+
+def test_a_run_whose_only_worker_is_lost_goes_on_on_the_one_that_comes(
+    launches: Launches, undisturbed: Launches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    small = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+    try:
+        only = cluster.add_node(num_cpus=1, **small)
+        raylet = only.all_processes["raylet"][0].process.pid
+        with ThreadPoolExecutor() as pool:
+            running = pool.submit(
+                launches.start, "--address", cluster.address, fault="a-node-goes", **{RAYLET: str(raylet)}
+            )
+            while not running.done() and not launches.journal("node_lost"):
+                time.sleep(0.2)
+            cluster.add_node(num_cpus=2, **small)
+            done = running.result()
+        finished(done)
+        assert "slots      1 of 6 that are asked for" in done.stdout
+        elsewhere = Launches(launches.folder / "other")
+        unfit = elsewhere.start("--address", cluster.address, fault="a-node-differs")
+    finally:
+        cluster.shutdown()
+    assert launches.results() == undisturbed.results()
+    assert len(launches.events("node_lost")) == 1
+    [joined] = launches.events("node_joined").detail
+    assert joined.endswith("slots now 2")
+    assert unfit.returncode == 1
+    [line] = unfit.stderr.splitlines()
+    assert "other code of pairpbt than the driver; install the driver's there" in line
+    assert elsewhere.generations() == [0, 0]

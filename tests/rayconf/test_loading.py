@@ -7,18 +7,18 @@ from hypothesis import strategies as st
 from rayconf import RunConfig, UserError, load_config
 from rayconf.loading import field_paths, preset_names
 from rayconf.run_config import default_search
-from rayconf.session import plan
+from rayconf.session import Machine, plan
 
 
 def test_presets_have_the_stated_sizes() -> None:
     assert preset_names() == ["default", "log-pairs", "smoke", "study"]
-    default = plan(load_config("default"), cpus=2)
+    default = plan(load_config("default"), Machine(2))
     assert default.env_steps == 2 * 8 * 8 * 3 * 32768
     assert (default.pairs, default.members, default.generations, default.batch) == (2, 16, 8, 32768)
-    smoke = plan(load_config("smoke"), cpus=2)
+    smoke = plan(load_config("smoke"), Machine(2))
     assert smoke.env_steps == 2 * 4 * 3 * 1 * 16384
     assert load_config("smoke").pbt.replace_z == 0
-    study = plan(load_config("study"), cpus=2)
+    study = plan(load_config("study"), Machine(2))
     assert (study.pairs, study.members, study.generations, study.env_steps) == (1, 8, 8, 8 * 8 * 3 * 16384)
 
 

@@ -53,7 +53,7 @@ def test_reading_a_config_loads_neither_ray_nor_torch(tmp_path: Path) -> None:
 import sys
 import rayconf, rayconf.keys, rayconf.origins, rayconf.session
 run = rayconf.load_config("default")
-rayconf.session.plan(run, cpus=rayconf.session.available_cpus())
+rayconf.session.plan(run, rayconf.session.Machine(rayconf.session.available_cpus()))
 rayconf.origins.check_origins()
 print(*{name.partition(".")[0] for name in sys.modules})
 """

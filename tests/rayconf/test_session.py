@@ -11,7 +11,7 @@ import pytest
 
 from rayconf import UserError, load_config
 from rayconf.origins import HOME
-from rayconf.session import available_cpus, machine_resources, plan, start_ray
+from rayconf.session import Machine, available_cpus, machine_resources, plan, start_ray, wanted_slots
 
 
 @pytest.mark.parametrize(
@@ -25,35 +25,57 @@ from rayconf.session import available_cpus, machine_resources, plan, start_ray
     ],
 )
 def test_plan_counts_slots_and_what_waits(cpus: int, slots: int, idle: float, memory_mb: int) -> None:
-    found = plan(load_config("default"), cpus)
+    found = plan(load_config("default"), Machine(cpus))
     assert (found.slots, found.memory_mb, found.updates) == (slots, memory_mb, 16 * 24)
     assert found.idle_share == pytest.approx(idle)
 
 
 def test_plan_shares_gpus_without_splitting_a_member() -> None:
     third = load_config("default", assignments=["resources.gpus_per_member=0.4"])
-    assert plan(third, cpus=8, gpus=2).slots == 4  # two fit on each, not five on both
-    assert plan(third, cpus=3, gpus=2).slots == 3
+    assert plan(third, Machine(8, 2)).slots == 4  # two fit on each, not five on both
+    assert plan(third, Machine(3, 2)).slots == 3
     tenth = load_config("default", assignments=["resources.gpus_per_member=0.1"])
-    assert plan(tenth, cpus=64, gpus=1).slots == 10
+    assert plan(tenth, Machine(64, 1)).slots == 10
     quarter = load_config("default", assignments=["resources.gpus_per_member=0.25"])
-    assert [plan(quarter, cpus, gpus=1).slots for cpus in (2, 4, 16)] == [2, 4, 4]
-    assert plan(quarter, cpus=64, gpus=8).slots == 16  # no more than there are members
-    assert [plan(load_config("default", assignments=["resources.gpus_per_member=1"]), 8, g).slots for g in (1, 2)] == [
-        1,
-        2,
-    ]
+    assert [plan(quarter, Machine(cpus, 1)).slots for cpus in (2, 4, 16)] == [2, 4, 4]
+    assert plan(quarter, Machine(64, 8)).slots == 16  # no more than there are members
+    whole = load_config("default", assignments=["resources.gpus_per_member=1"])
+    assert [plan(whole, Machine(8, gpus)).slots for gpus in (1, 2)] == [1, 2]
     with pytest.raises(UserError, match=r"gpus_per_member 0\.4"):
-        plan(third, cpus=8)
+        plan(third, Machine(8))
+
+
+def test_a_members_share_lies_on_one_node() -> None:
+    three = load_config("default", assignments=["resources.cpus_per_member=3"])
+    nodes = ((0.0, 0.0), (8.0, 0.0), (4.0, 2.0))
+    cluster = Machine(12, 2, nodes=nodes, joined=True)
+    assert cluster.slots(three.resources) == 3  # two on the one and one on the other, not four on both
+    half = load_config("default", assignments=["resources.cpus_per_member=0.5"])
+    assert cluster.slots(half.resources) == 24
+    mixed = load_config("default", assignments=["resources.cpus_per_member=3", "resources.gpus_per_member=0.5"])
+    assert cluster.slots(mixed.resources) == 1  # GPUs lie on the smaller node alone
+    with pytest.raises(UserError, match=r"cpus_per_member"):
+        load_config("default", assignments=["resources.cpus_per_member=1.5"])
+
+
+def test_a_cluster_is_asked_for_a_slot_per_member() -> None:
+    run = load_config("default")
+    found = plan(run, Machine(2, nodes=((2.0, 0.0),), joined=True))
+    assert (found.slots, found.wanted) == (2, 16)
+    assert "2 of 16 that are asked for" in found.lines()[1]
+    bounded = load_config("default", assignments=["resources.cpus=6", "resources.cpus_per_member=2"])
+    assert wanted_slots(bounded.resources, 16) == 3
+    assert plan(bounded, Machine(64, nodes=((64.0, 0.0),), joined=True)).slots == 3
+    assert plan(run, Machine(2)).wanted == 2  # a single machine does not grow
 
 
 def test_plan_says_it_in_words() -> None:
-    text = "\n".join(plan(load_config("default"), cpus=3).lines())
+    text = "\n".join(plan(load_config("default"), Machine(3)).lines())
     for fact in ("16 (2 pairs x 8)", "3 training side by side", "11% idle", "12.6 M", "8 generations", "3.9 GB"):
         assert fact in text
     single = load_config("smoke", assignments=["data.pairs=[KO/PEP]", "pbt.interval=3"])
-    assert "(1 pair x 4)" in plan(single, cpus=2).lines()[0]
-    assert "(1 generation," in plan(single, cpus=2).lines()[2]
+    assert "(1 pair x 4)" in plan(single, Machine(2)).lines()[0]
+    assert "(1 generation," in plan(single, Machine(2)).lines()[2]
 
 
 def test_cpus_follow_affinity_and_the_containers_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +125,12 @@ def test_an_address_joins_a_cluster_as_it_is(monkeypatch: pytest.MonkeyPatch) ->
     def shutdown() -> None:
         calls.append({})
 
-    cluster = SimpleNamespace(init=init, shutdown=shutdown, cluster_resources=lambda: {"CPU": 12.0, "GPU": 2.0})
+    nodes = [
+        {"NodeID": "a", "Alive": True, "Resources": {"CPU": 8.0}},
+        {"NodeID": "b", "Alive": True, "Resources": {"CPU": 4.0, "GPU": 2.0}},
+        {"NodeID": "c", "Alive": False, "Resources": {"CPU": 4.0}},
+    ]
+    cluster = SimpleNamespace(init=init, shutdown=shutdown, nodes=lambda: nodes)
     monkeypatch.setitem(sys.modules, "ray", cluster)
     monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
     before = signal.getsignal(signal.SIGTERM)
