@@ -1,7 +1,8 @@
 """``python -m pbt.decide SURVIVOR --data-dir DIR``: what a survivor would trade after the last close.
 
 SURVIVOR is a pair's folder ``RUN/survivors/AAA_BBB`` (its headline ensemble), one survivor's folder in it, or the same
-of a published run, ``hf://user/name/survivors/AAA_BBB``. Nothing is written, and no return after the close is read.
+of a run in a bucket or of a published one, ``hf://user/name/survivors/AAA_BBB``. Nothing is written, and no return
+after the close is read.
 """
 
 import argparse
@@ -22,7 +23,9 @@ OK, MISTAKE, INTERRUPTED = 0, 2, 130
 def build_parser() -> argparse.ArgumentParser:
     """All flags."""
     parser = OneLineParser(prog="python -m pbt.decide", description=__doc__, allow_abbrev=False)
-    parser.add_argument("survivor", metavar="SURVIVOR", help="RUN/survivors/AAA_BBB[/RANK], or hf://user/name[/...]")
+    parser.add_argument(
+        "survivor", metavar="SURVIVOR", help="RUN/survivors/AAA_BBB[/RANK], or the same at s3://... or hf://..."
+    )
     parser.add_argument("--pair", metavar="A/B", help="which pair, where SURVIVOR is a run of several")
     parser.add_argument(
         "--data-dir", metavar="DIR", help="a CSV or Parquet file per ticker (default: the embedded market's own prices)"

@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     field.add_argument("--wandb-entity", metavar="NAME", help="tracking.wandb_entity (WANDB_ENTITY)")
     field.add_argument("--wandb-group", metavar="NAME", help="tracking.wandb_group (WANDB_RUN_GROUP; the run's name)")
     field.add_argument("--wandb-tags", metavar="A,B", help="tracking.wandb_tags (WANDB_TAGS)")
-    field.add_argument("--base-checkpoint", metavar="RUN", help="stages.base: survivors to start from; also hf://...")
+    field.add_argument("--base-checkpoint", metavar="RUN", help="stages.base: survivors to start from, or s3://, hf://")
     parser.add_argument("--preset", metavar="NAME", help="default, smoke, log-pairs or study (default: default)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML over the preset, e.g. another run's config")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", dest="assignments", help="any field")

@@ -260,7 +260,8 @@ def load_policy(path: str | Path, pair: str | None = None) -> TradingPolicy:
 
     Args:
         path: ``RUN/survivors/AAA_BBB/1`` (one survivor), ``RUN/survivors/AAA_BBB`` (the headline ensemble), a run's
-            directory, or the same of a published run, ``hf://user/name[@revision][/subfolder]``.
+            directory, or the same at a URI (``s3://...``) or of a published run,
+            ``hf://user/name[@revision][/subfolder]``.
         pair: ``AAA/BBB``: which pair of a run, or of which pair a survivor is whose folder does not say.
 
     Raises:
