@@ -121,7 +121,10 @@ def audit_line(run: Path) -> str:
     if not path.is_file():
         return ""
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))["lookahead"]
+        audits: Any = json.loads(path.read_text(encoding="utf-8"))
+        if "lookahead" not in audits and "features" in audits:
+            return ""
+        found = audits["lookahead"]
         pairs = list(found["pairs"].values())
         decisions, cuts = sum(one["decisions"] for one in pairs), sum(len(one["cuts"]) for one in pairs)
         leaks = [leak["told"] for one in pairs for leak in one["leaks"]]

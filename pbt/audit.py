@@ -6,11 +6,12 @@ repeat. So this is no look at the test span, and may be done before one.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pbt.mirror import refusing
@@ -30,7 +31,9 @@ SHOWN = 10
 def build_parser() -> argparse.ArgumentParser:
     """All flags."""
     parser = OneLineParser(
-        prog="python -m pbt.audit", description="Look for look-ahead in a run's survivors.", allow_abbrev=False
+        prog="python -m pbt.audit",
+        description="Audit the survivors of a run and their features.",
+        allow_abbrev=False,
     )
     parser.add_argument(
         "run", type=place, metavar="RUN", help="directory of a complete run, e.g. runs/NAME, or s3://..."
@@ -38,6 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lookahead", action="store_true", help="decide again on truncated and on changed prices, and compare"
     )
+    parser.add_argument(
+        "--features", action="store_true", help="drift, shifts, extremes and importance of every feature"
+    )
+    parser.add_argument("--test", action="store_true", help="with --features: the test span too, which is a look at it")
+    parser.add_argument("--repeats", type=int, default=5, metavar="R", help="shuffles per feature (5)")
     parser.add_argument("--pair", metavar="A/B", help="one of the run's pairs (default: all)")
     parser.add_argument("--rank", type=int, metavar="K", help="which survivor (default: all)")
     parser.add_argument(
@@ -59,18 +67,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("pairpbt: interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FOUND
 
 
 def _audit(args: argparse.Namespace) -> int:
     from pbt.finished import FinishedRun
 
-    if not args.lookahead:
-        raise UserError("say what to audit: --lookahead")
-    for flag, value, least in (("bars", args.bars, 1), ("seed", args.seed, 0)):
+    if args.lookahead == args.features:
+        raise UserError("say what to audit: --lookahead, or --features")
+    if args.test and not args.features:
+        raise UserError("--test: give it with --features")
+    for flag, value, least in (("bars", args.bars, 1), ("seed", args.seed, 0), ("repeats", args.repeats, 1)):
         if value < least:
             raise UserError(f"--{flag}: {value} must be {least} or more")
     finished = FinishedRun.open(args.run)
     chosen = _chosen(finished, args.pair, args.rank)
+    return _features(finished, chosen, args) if args.features else _lookahead(finished, chosen, args)
+
+
+def _lookahead(finished: "FinishedRun", chosen: Mapping[str, list[Mapping[str, Any]]], args: argparse.Namespace) -> int:
     legs = finished.legs()
     pairs: dict[str, Any] = {}
     for pair, rows in chosen.items():
@@ -78,9 +95,29 @@ def _audit(args: argparse.Namespace) -> int:
         for line in told(pair, found):
             print(line, flush=True)
         pairs[pair] = _entry(rows, found)
-    _write(finished.directory.path / "audit.json", finished.run.identity, args, pairs)
-    finished.directory.push(everything=True)
+    about = {"bars": args.bars, "seed": args.seed, "result": _result(pairs), "pairs": pairs}
+    _write(finished, "lookahead", about)
     return _conclude(pairs)
+
+
+def _features(finished: "FinishedRun", chosen: Mapping[str, Any], args: argparse.Namespace) -> int:
+    """Drift and worth of the features: nothing is judged, so that the status is 0."""
+    from pbt.feature_audit import audit_features, entry, lines
+
+    if args.rank is not None:
+        raise UserError("--rank: --features shuffles under the ensemble of all survivors; leave it out")
+    splits = ("validation", "test") if args.test else ("validation",)
+    if args.test:
+        finished.directory.event("look", "audit: features of the test span")
+        finished.directory.push()
+    pairs = {}
+    for pair in chosen:
+        reports = audit_features(finished, pair, splits, args.repeats, args.seed)
+        for line in lines(pair, reports, splits):
+            print(line, flush=True)
+        pairs[pair] = {report.name: entry(report) for report in reports}
+    _write(finished, "features", {"splits": splits, "repeats": args.repeats, "seed": args.seed, "pairs": pairs})
+    return CLEAN
 
 
 def _chosen(finished: "FinishedRun", pair: str | None, rank: int | None) -> dict[str, list[Mapping[str, Any]]]:
@@ -165,24 +202,22 @@ def _entry(rows: Sequence[Mapping[str, Any]], found: "Findings") -> dict[str, An
     }
 
 
-def _write(path: Path, identity: str, args: argparse.Namespace, pairs: Mapping[str, Any]) -> None:
+def _write(finished: "FinishedRun", kind: str, about: Mapping[str, Any]) -> None:
+    """Put the findings into ``audit.json``, beside those of the other kind."""
     from analysis.frames import write_text
 
-    content = {
-        "schema": SCHEMA,
-        "run": identity,
-        "lookahead": {
-            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "bars": args.bars,
-            "seed": args.seed,
-            "result": _result(pairs),
-            "pairs": pairs,
-        },
-    }
+    path, identity = finished.directory.path / "audit.json", finished.run.identity
+    content: dict[str, Any] = {"schema": SCHEMA, "run": identity}
+    with contextlib.suppress(OSError, ValueError):
+        before = json.loads(path.read_text())
+        if isinstance(before, dict) and before.get("run") == identity:
+            content = before
+    content[kind] = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **about}
     try:
         write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         print(f"pairpbt: {path} cannot be written: {error.strerror}", file=sys.stderr)
+    finished.directory.push(everything=True)
 
 
 def _result(pairs: Mapping[str, Any]) -> str:

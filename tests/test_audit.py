@@ -97,3 +97,28 @@ def test_a_mistake_is_one_line(mistake: str, undisturbed: Path, capsys: pytest.C
     assert message in errors
     assert len(errors.splitlines()) == 1
     assert not (undisturbed / "audit.json").exists()
+
+
+def test_features_are_told_beside_the_look_ahead(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = run / "state" / "events.jsonl"
+    looks = journal.read_text()
+    assert main([str(run), "--lookahead", "--bars", "1", "--pair", PAIR]) == 0
+    assert main([str(run), "--features", "--repeats", "2", "--pair", PAIR]) == 0
+    told = capsys.readouterr().out
+    names = FinishedRun.open(run).scaler(PAIR).names
+    found = json.loads((run / "audit.json").read_text())
+    assert found["lookahead"]["result"] == "clean"
+    features = found["features"]["pairs"][PAIR]
+    assert set(features) == set(names)
+    assert next(iter(features)) in told
+    assert all(list(one["drift"]) == ["validation"] for one in features.values())
+    assert journal.read_text() == looks
+    weights = [one["importance"] for one in features.values()]
+    assert weights == sorted(weights, reverse=True)
+    assert any(weights)
+
+    assert main([str(run), "--features", "--repeats", "1", "--pair", PAIR, "--test"]) == 0
+    again = json.loads((run / "audit.json").read_text())["features"]["pairs"][PAIR]
+    assert set(next(iter(again.values()))["drift"]) == {"validation", "test"}
+    assert again[names[0]]["drift"]["validation"] == features[names[0]]["drift"]["validation"]
+    assert '"kind":"look"' in journal.read_text()[len(looks) :]
