@@ -39,8 +39,6 @@ ALIASES = {
     "wandb_tags": "tracking.wandb_tags",
     "base_checkpoint": "stages.base",
 }
-BRING_UP_SECONDS = 900
-"""How long machines of a cluster may take to come."""
 MAY_DIFFER = (
     "resources.cpus",
     "resources.cpus_per_member",
@@ -151,7 +149,9 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
 
         check_features(markets, working.data.pairs)
     if args.dry_run:
-        _describe(config, working, markets, machine, args)
+        from pbt.preflight import describe
+
+        describe(config, working, markets, machine, args.address, measured=args.measure)
         return OK
     if args.resume and _complete(directory):
         print(f"complete; report {directory.shown(directory.report)}")
@@ -159,13 +159,14 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
     from rich.console import Console
 
     from pbt.pipeline import execute
+    from pbt.preflight import fit_cluster
 
     try:
         if machine is not None:
             _open(args, config, working, directory, markets, base, machine)
         with start_ray(config.resources, args.address) as found:
             if machine is None:  # a cluster that does not answer, or is not fit, leaves no run behind
-                found = _fit_cluster(config, args.run_dir if runs else folder, found)
+                found = fit_cluster(config, args.run_dir if runs else folder, found)
                 _open(args, config, working, directory, markets, base, found)
             execute(config, directory, markets, found, Console())
     except SystemExit:  # SIGTERM
@@ -187,35 +188,6 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
         return FAILED
     print(f"report {directory.shown(directory.report)}")
     return OK
-
-
-def _fit_cluster(config: RunConfig, folder: str | Path, found: "Machine") -> "Machine":
-    """What a cluster that Ray has joined offers, once there is room for one member; more may come while it trains.
-
-    Every node is checked, with the folder of runs, which all of them must share.
-
-    Raises:
-        UserError: when no room comes, or a node is not fit to train.
-    """
-    from rayconf.doctor import ensure_nodes
-    from rayconf.session import offered
-
-    _roomy(config, found)
-    print(f"cluster    {len(ensure_nodes(str(folder)))} nodes checked", flush=True)
-    return offered()
-
-
-def _roomy(config: RunConfig, found: "Machine") -> "Machine":
-    """What Ray offers, once there is room for one member."""
-    from rayconf.nodes import bring_up_slots
-    from rayconf.session import offered, wanted_slots
-
-    if found.slots(config.resources) or not found.joined:
-        return found
-    wanted = wanted_slots(config.resources, len(config.data.pairs) * config.pbt.population)
-    print(f"cluster    has no room for a member; asks for {wanted} slots and waits for the first", flush=True)
-    bring_up_slots(config.resources, wanted, BRING_UP_SECONDS)
-    return offered()
 
 
 @refusing("--run-dir")
@@ -370,38 +342,6 @@ def _complete(directory: "RunDir") -> bool:
     with contextlib.suppress(OSError, ValueError):
         return bool(json.loads(directory.summary_json.read_text())["status"] == "complete")
     return False
-
-
-def _describe(
-    config: RunConfig,
-    working: RunConfig,
-    markets: "dict[str, PairMarket]",
-    machine: "Machine | None",
-    args: argparse.Namespace,
-) -> None:
-    """Print plan, estimate if asked for, notes on the data and search space."""
-    from pbt.search import space_lines
-    from rayconf.session import plan, start_ray
-
-    estimate: Sequence[str] = ("time       add --measure to time a few updates, for hours and cost",)
-    if machine is not None and not args.measure:
-        planned = plan(working, machine)
-    else:
-        with start_ray(config.resources, args.address) as found:
-            if args.measure:
-                from pbt.estimate import estimate_lines, measure
-
-                found = _roomy(config, found)
-                planned = plan(working, found)
-                pace = measure(working, markets[working.data.pairs[0]], planned.slots)
-                estimate = estimate_lines(working, planned, pace)
-            else:
-                planned = plan(working, found)
-    for line in (*planned.lines(), *estimate, *(note for pair in working.data.pairs for note in markets[pair].notes)):
-        print(line)
-    print("search space")
-    for line in space_lines(config):
-        print(f"  {line}")
 
 
 if __name__ == "__main__":

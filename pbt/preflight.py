@@ -1,0 +1,76 @@
+"""What is looked at before a run starts: the cluster's room and nodes, the plan, and what it will take."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from envs.market import PairMarket
+from pbt.search import space_lines
+from rayconf.doctor import ensure_nodes
+from rayconf.nodes import bring_up_slots
+from rayconf.run_config import RunConfig
+from rayconf.session import Machine, offered, plan, start_ray, wanted_slots
+
+BRING_UP_SECONDS = 900
+"""How long machines of a cluster may take to come."""
+
+
+def fit_cluster(run: RunConfig, folder: str | Path, found: Machine) -> Machine:
+    """What a cluster that Ray has joined offers, once there is room for one member; more may come while it trains.
+
+    Every node is checked, with the folder of runs, which all of them must share.
+
+    Raises:
+        UserError: when no room comes, or a node is not fit to train.
+    """
+    with_room(run, found)
+    print(f"cluster    {len(ensure_nodes(str(folder)))} nodes checked", flush=True)
+    return offered()
+
+
+def with_room(run: RunConfig, found: Machine) -> Machine:
+    """What Ray offers, once there is room for one member."""
+    if found.slots(run.resources) or not found.joined:
+        return found
+    wanted = wanted_slots(run.resources, len(run.data.pairs) * run.pbt.population)
+    print(f"cluster    has no room for a member; asks for {wanted} slots and waits for the first", flush=True)
+    bring_up_slots(run.resources, wanted, BRING_UP_SECONDS)
+    return offered()
+
+
+def describe(
+    run: RunConfig,
+    training: RunConfig,
+    markets: Mapping[str, PairMarket],
+    machine: Machine | None,
+    address: str | None,
+    *,
+    measured: bool,
+) -> None:
+    """Print plan, estimate, notes on the data and search space; nothing is written.
+
+    Args:
+        run: The run.
+        training: The same, with the pairs alone that will be trained.
+        markets: Markets by pair.
+        machine: This machine; None: a cluster at ``address``, which is joined and asked.
+        address: Where the cluster is.
+        measured: Whether to train for some updates, in a Ray, for hours and cost.
+    """
+    estimate: Sequence[str] = ("time       add --measure to time a few updates, for hours and cost",)
+    if machine is not None and not measured:
+        planned = plan(training, machine)
+    else:
+        with start_ray(run.resources, address) as found:
+            if measured:
+                from pbt.estimate import estimate_lines, measure  # with RLlib, which takes seconds
+
+                planned = plan(training, with_room(run, found))
+                pace = measure(training, markets[training.data.pairs[0]], planned.slots)
+                estimate = estimate_lines(training, planned, pace)
+            else:
+                planned = plan(training, found)
+    for line in (*planned.lines(), *estimate, *(note for pair in training.data.pairs for note in markets[pair].notes)):
+        print(line)
+    print("search space")
+    for line in space_lines(run):
+        print(f"  {line}")
