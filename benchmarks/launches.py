@@ -18,7 +18,7 @@ NAME = "measured"
 
 
 def measure_launch(assignments: Sequence[str]) -> dict[str, float]:
-    """Run the preset ``smoke`` with these settings to its report, in a folder that is deleted afterwards.
+    """Run the preset ``smoke`` with these settings to its report.
 
     Returns:
         ``population``, steps per second of all slots together; ``driver_mb`` and ``slot_mb``, the peak resident
@@ -27,9 +27,30 @@ def measure_launch(assignments: Sequence[str]) -> dict[str, float]:
     Raises:
         RuntimeError: The run failed, with its last line.
     """
+    updates, peaks, driver = launched(assignments)
+    slots = updates.actor_pid.unique()
+    return {
+        "population": population_speed(updates),
+        "driver_mb": peaks[driver],
+        "slot_mb": max(peaks[int(pid)] for pid in slots),
+        "slots": len(slots),
+    }
+
+
+def launched(
+    assignments: Sequence[str], *arguments: str, preset: str = "smoke"
+) -> tuple[pd.DataFrame, dict[int, float], int]:
+    """Run a preset with these settings and arguments to its report, in a folder that is deleted afterwards.
+
+    Returns:
+        Its frame ``progress``; peak resident memory in MB by process id; the process id of the driver.
+
+    Raises:
+        RuntimeError: The run failed, with its last line.
+    """
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
-        command = [sys.executable, "-m", "pbt.launch", "--preset", "smoke", "--run-dir", folder, "--name", NAME]
-        command += [part for setting in assignments for part in ("--set", setting)]
+        command = [sys.executable, "-m", "pbt.launch", "--preset", preset, "--run-dir", folder, "--name", NAME]
+        command += [*arguments, *(part for setting in assignments for part in ("--set", setting))]
         log = Path(folder) / "output.txt"
         with log.open("wb") as output:
             process = subprocess.Popen(command, cwd=HOME, stdout=output, stderr=subprocess.STDOUT)
@@ -40,14 +61,7 @@ def measure_launch(assignments: Sequence[str]) -> dict[str, float]:
                 process.wait()
         if process.returncode:
             raise RuntimeError(f"{' '.join(command)}: {log.read_text(errors='replace').strip().splitlines()[-1:]}")
-        updates = pd.read_parquet(Path(folder) / NAME / "frames" / "progress.parquet")
-    slots = updates.actor_pid.unique()
-    return {
-        "population": population_speed(updates),
-        "driver_mb": peaks[process.pid],
-        "slot_mb": max(peaks[int(pid)] for pid in slots),
-        "slots": len(slots),
-    }
+        return pd.read_parquet(Path(folder) / NAME / "frames" / "progress.parquet"), peaks, process.pid
 
 
 def watch(process: subprocess.Popen[bytes]) -> dict[int, float]:
