@@ -34,7 +34,7 @@ from benchmarks.fleet_costs import (
     validate_thin,
     with_members,
 )
-from benchmarks.fleet_model import BUCKETS, VISITS, Costs, Fleet, simulate
+from benchmarks.fleet_model import BUCKETS, DRIVER_REQUESTS, SLOT_GETS, SLOT_PUTS, VISITS, Costs, Fleet, simulate
 from benchmarks.launches import launched
 
 PER_PAIR = 8
@@ -45,6 +45,8 @@ EVEN_NODES = 10
 BUSY = 0.9
 SEARCH_TURNS = 4000
 """Generations times members of the runs that are tried; three generations at the least."""
+STRIDE, PRECISION = 1.3, 1.07
+"""Of the search for the generation that is needed."""
 KNOCK, SILENCE = 0.0005, 2.0
 """Assumed: a connection to a living node, seconds; a dead one's, which is ``pbt.watchdog``'s limit."""
 MEASURED = ("pbt.population=4", "pbt.iterations=9", "tracking.tensorboard=false")
@@ -67,7 +69,7 @@ def fleets(nodes: Sequence[int], generations: int, **terms: float) -> list[Fleet
     return found + even
 
 
-def needed_seconds(fleet: Fleet, costs: Costs, seed: int, precision: float = 1.05) -> float:
+def needed_seconds(fleet: Fleet, costs: Costs, seed: int) -> float:
     """Mean seconds of a generation from which the slots of a fleet that loses no node are ``BUSY``; inf: none is.
 
     Start and end of the run, which depend on how many generations it has, do not count.
@@ -78,17 +80,19 @@ def needed_seconds(fleet: Fleet, costs: Costs, seed: int, precision: float = 1.0
     def enough(mean: float) -> bool:
         return simulate(short, scaled(costs, mean), seed).steady >= BUSY
 
-    visits = fleet.slots * VISITS * costs.visit_seconds(fleet.members, fleet.slots)
-    alone = VISITS * (costs.round_trip + fleet.storage) + costs.pointer + float(costs.rebuilds.mean())
-    low = high = max(visits * BUSY, alone * BUSY / (1 - BUSY) / 2) or float(costs.generations.mean())
+    handled = VISITS * costs.visit_seconds(fleet.members, fleet.slots) + costs.barrier_per_member
+    handled += DRIVER_REQUESTS * fleet.storage / fleet.per_pair
+    requests = SLOT_GETS + SLOT_PUTS
+    alone = VISITS * costs.round_trip + costs.pointer + float(costs.rebuilds.mean()) + requests * fleet.storage
+    low = high = max(fleet.slots * handled, alone * BUSY / (1 - BUSY)) or float(costs.generations.mean())
     least, most = high / 1000, high * 100
     while not enough(high):
-        low, high = high, high * 2
+        low, high = high, high * STRIDE
         if high > most:
             return math.inf
     while low > least and (low == high or enough(low)):
-        low, high = low / 2, low
-    while high / low > precision:
+        low, high = low / STRIDE, low
+    while high / low > PRECISION:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high

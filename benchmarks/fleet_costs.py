@@ -1,12 +1,13 @@
 """What a fleet's simulation needs to know, measured: the driver under Tune, and the members of real runs.
 
 The driver's cost is the CPU time of its main thread, through which every result, save, reset and barrier passes:
-thin members (``benchmarks.engine``) under real Tune, at several numbers of trials and slots, and a straight line
-through them. What members cost is in the frame ``progress`` of a run: the seconds of a generation, of an actor that
-becomes another member, of an actor's start.
+thin members (``benchmarks.engine``) under real Tune, at several numbers of trials, and a straight line through them;
+what a slot adds is what waiting for one task of many costs. What members cost is in the frame ``progress`` of a run:
+the seconds of a generation, of an actor that becomes another member, of an actor's start.
 """
 
 import dataclasses
+import random
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -22,8 +23,10 @@ from benchmarks.fleet_model import VISITS, Costs, Fleet, Outcome, simulate
 from rayconf.sections import ResourcesConfig
 from rayconf.session import start_ray
 
-SIZES = ((60, 2), (60, 8), (250, 2), (1000, 2))
+SIZES = ((60, 2), (250, 2), (500, 2), (1000, 2))
 """Trials and slots at which the driver is measured."""
+FUTURES = (64, 1024)
+"""Tasks that the driver waits for, to see what each adds."""
 THIN_GENERATIONS = 3
 PINGS = 300
 SEEDS = 5
@@ -33,18 +36,23 @@ SEEDS = 5
 def measure_driver(sizes: Sequence[tuple[int, int]] = SIZES) -> pd.DataFrame:
     """A row per number of trials and slots, as ``benchmarks.engine`` has them, with a call's ``round_trip_ms``."""
     rows = [under_tune(trials, THIN_GENERATIONS, slots) for trials, slots in sizes]
-    return pd.DataFrame(rows).assign(round_trip_ms=1000 * round_trip())
+    call, wait = calls()
+    return pd.DataFrame(rows).assign(round_trip_ms=1000 * call, wait_us_per_slot=1e6 * wait)
 
 
 class Echo:
     """An actor that answers."""
 
-    def answer(self) -> None:
-        """Return."""
+    def answer(self, seconds: float = 0.0) -> None:
+        """Return, after a while."""
+        time.sleep(seconds)
 
 
-def round_trip() -> float:
-    """Median seconds of a call to an actor of this machine."""
+def calls() -> tuple[float, float]:
+    """Median seconds of a call to an actor of this machine, and CPU seconds that each slot adds to the driver's waits.
+
+    Tune waits for one of as many tasks as slots are at work, in random order, at every visit.
+    """
     with start_ray(ResourcesConfig(cpus=1, object_store_mb=80)):
         actor = ray.remote(Echo).remote()
         taken = []
@@ -52,19 +60,33 @@ def round_trip() -> float:
             began = time.perf_counter()
             ray.get(actor.answer.remote())
             taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
+        waits = []
+        tasks = {actor.answer.remote(3600.0): None}
+        for count in FUTURES:
+            tasks |= {actor.answer.remote(): None for _ in range(count - len(tasks))}
+            each = []
+            for _ in range(PINGS // 5):
+                cpu = time.thread_time()
+                shuffled = list(tasks)
+                random.shuffle(shuffled)
+                ray.wait(shuffled, num_returns=1, timeout=0)
+                each.append(time.thread_time() - cpu)
+            waits.append(statistics.median(each))
+        ray.kill(actor)
+    return statistics.median(taken), max(0.0, (waits[1] - waits[0]) / (FUTURES[1] - FUTURES[0]))
 
 
 def driver_costs(driver: pd.DataFrame) -> Costs:
     """The driver's costs, without any member's: a cost per visit that grows evenly with trials and slots."""
-    per_result = driver.thread_ms_per_result.to_numpy() / 1000
-    columns = np.column_stack([np.ones(len(driver)), driver.members, driver.slots])
-    (base, per_trial, per_slot), _ = nnls(columns / per_result[:, None], np.ones(len(driver)))  # least relative error
+    per_slot = float(driver.wait_us_per_slot.median()) / 1e6
+    per_result = driver.thread_ms_per_result.to_numpy() / 1000 - VISITS * per_slot * driver.slots.to_numpy()
+    columns = np.column_stack([np.ones(len(driver)), driver.members])
+    (base, per_trial), _ = nnls(columns / per_result[:, None], np.ones(len(driver)))  # least relative error
     return Costs(
         generations=np.zeros(1),
         visit=base / VISITS,
         visit_per_trial=per_trial / VISITS,
-        visit_per_slot=per_slot / VISITS,
+        visit_per_slot=per_slot,
         barrier_per_member=float(driver.barrier_ms_per_member.median()) / 1000,
         round_trip=float(driver.round_trip_ms.median()) / 1000,
     )

@@ -19,10 +19,11 @@ BUCKETS = ("busy", "driver", "switch", "storage", "barrier", "start", "node loss
 """What a slot's time goes to. driver: waits for the driver; barrier: no member may run; end: none is left to run."""
 VISITS = 4
 """Visits to the driver per member and generation."""
-SLOT_GETS, SLOT_PUTS = 1, 3
-"""Requests to the storage per member and generation by its actor: the state; a state, returns and a pointer."""
-DRIVER_REQUESTS = 4
-"""By the driver per barrier, two manifests and two journals; beside one per member, whose old state is deleted."""
+SLOT_GETS, SLOT_PUTS = 1, 4
+"""Requests to the storage per member and generation by its actor, one after the other: the state that it starts from;
+whether its new state is there, that state, returns, and a pointer."""
+DRIVER_REQUESTS = 6
+"""By the driver per barrier, those at once counted as one: two to commit, one to delete, three to compare returns."""
 
 ARRIVES, SERVED, TIMEOUT, DIES = range(4)
 STARTED, RESET, RESTORED, RESULT, SAVED, FAILED, BARRIER = range(7)
@@ -266,7 +267,7 @@ class Simulation:
         cost, fleet, costs = self.visit, self.fleet, self.costs
         if what == BARRIER:
             size = self._size(where)
-            cost = costs.barrier_per_member * size + fleet.storage * (DRIVER_REQUESTS + size)
+            cost = costs.barrier_per_member * size + fleet.storage * DRIVER_REQUESTS
         elif what == FAILED:
             cost += costs.knock * fleet.nodes + epoch * costs.silence  # the first of a node has to wait for it
         if self.began is not None:

@@ -38,9 +38,15 @@ def measure_launch(assignments: Sequence[str]) -> dict[str, float]:
 
 
 def launched(
-    assignments: Sequence[str], *arguments: str, preset: str = "smoke"
+    assignments: Sequence[str], *arguments: str, preset: str = "smoke", report: bool = True
 ) -> tuple[pd.DataFrame, dict[int, float], int]:
-    """Run a preset with these settings and arguments to its report, in a folder that is deleted afterwards.
+    """Run a preset with these settings and arguments, in a folder that is deleted afterwards.
+
+    Args:
+        assignments: Settings.
+        arguments: Further arguments.
+        preset: The preset.
+        report: To its report; else the run is ended as soon as it has trained.
 
     Returns:
         Its frame ``progress``; peak resident memory in MB by process id; the process id of the driver.
@@ -51,24 +57,24 @@ def launched(
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
         command = [sys.executable, "-m", "pbt.launch", "--preset", preset, "--run-dir", folder, "--name", NAME]
         command += [*arguments, *(part for setting in assignments for part in ("--set", setting))]
-        log = Path(folder) / "output.txt"
+        log, frame = Path(folder) / "output.txt", Path(folder) / NAME / "frames" / "progress.parquet"
         with log.open("wb") as output:
             process = subprocess.Popen(command, cwd=HOME, stdout=output, stderr=subprocess.STDOUT)
             try:
-                peaks = watch(process)
+                peaks = watch(process, None if report else frame)
             finally:
                 process.terminate()  # the command ends its Ray; without effect once it has finished
                 process.wait()
-        if process.returncode:
+        if process.returncode and (report or not frame.is_file()):
             raise RuntimeError(f"{' '.join(command)}: {log.read_text(errors='replace').strip().splitlines()[-1:]}")
-        return pd.read_parquet(Path(folder) / NAME / "frames" / "progress.parquet"), peaks, process.pid
+        return pd.read_parquet(frame), peaks, process.pid
 
 
-def watch(process: subprocess.Popen[bytes]) -> dict[int, float]:
-    """Peak resident memory in MB of a process and all its descendants, by process id, until it ends."""
+def watch(process: subprocess.Popen[bytes], until: Path | None = None) -> dict[int, float]:
+    """Peak resident memory in MB of a process and its descendants, by process id, until it ends or a file is there."""
     peaks: dict[int, float] = {}
     root = psutil.Process(process.pid)
-    while process.poll() is None:
+    while process.poll() is None and not (until is not None and until.is_file()):
         try:
             pids = [root.pid, *(child.pid for child in root.children(recursive=True))]
         except psutil.NoSuchProcess:

@@ -2,12 +2,12 @@
 
 ``python -m benchmarks.workers [--rounds K] [--seconds S] [--out FOLDER]``
 
-A worker is a node of a local Ray cluster with one CPU; the head has none. Every round trains the same population by
-``pbt.launch --address`` on one worker and on two, and runs one plain PPO loop (``benchmarks.plain_loop``) and two at
-once, each in a process of its own with one thread; every other round begins with the two. The machine's own ratio from
-one loop to two is what two workers could reach at best: the figure is theirs divided by it. Speed of a run: all its
-slots from the first update of each to the last, so start-up and backtest are left out, evaluation, switches and
-barriers count.
+A worker is a node of a local Ray cluster with one CPU; the head has none. One cluster has one, another has two. Every
+round trains the same population by ``pbt.launch --address`` on one worker and on two, and runs one plain PPO loop
+(``benchmarks.plain_loop``) and two at once, each in a process of its own with one thread; every other round begins
+with the two. The machine's own ratio from one loop to two is what two workers could reach at best: the figure is
+theirs divided by it. Speed of a run: all its slots from the first update of each to the last, so start-up and backtest
+are left out, evaluation, switches and barriers count.
 
 Writes ``workers.parquet``, a row per round, arm and number of workers.
 """
@@ -56,27 +56,22 @@ QUICK = (
 @contextlib.contextmanager
 def cluster(workers: int) -> Iterator[str]:
     """The address of a local cluster: a head without CPUs and ``workers`` nodes with one each."""
-    import ray
     from ray.cluster_utils import Cluster
 
-    nodes = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES},
-    )
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+    nodes = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(workers):
             nodes.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
         nodes.wait_for_nodes()
         yield nodes.address
     finally:
-        ray.shutdown()
         nodes.shutdown()
 
 
-def population(workers: int, settings: Sequence[str]) -> tuple[float, int]:
-    """Steps per second of a run on this many workers, and on how many slots members trained."""
-    with cluster(workers) as address:
-        progress, _, _ = launched(settings, "--address", address)
+def population(address: str, settings: Sequence[str]) -> tuple[float, int]:
+    """Steps per second of a run on the cluster at ``address``, and on how many slots members trained."""
+    progress, _, _ = launched(settings, "--address", address, report=False)
     return population_speed(progress), progress.groupby(["host", "actor_pid"]).ngroups
 
 
@@ -109,14 +104,15 @@ def _loop(key: int, seconds: float, ready: Barrier, speeds: "multiprocessing.Sim
 def measure_all(rounds: int, seconds: float, settings: Sequence[str]) -> pd.DataFrame:
     """A row per round, arm and number of workers."""
     rows = []
-    for round_ in range(rounds):
-        for count in (1, 2) if round_ % 2 == 0 else (2, 1):
-            measured = {"loop": (loops(count, seconds), count), "population": population(count, settings)}
-            load = os.getloadavg()[0]
-            for arm, (speed, slots) in measured.items():
-                row = {"round": round_, "arm": arm, "workers": count, "slots": slots, "steps_per_second": speed}
-                rows.append({**row, "load": load})
-                print(f"round {round_ + 1}: {arm}, {count}: {speed:,.0f} steps/s, load {load:.1f}", flush=True)
+    with cluster(1) as one, cluster(2) as two:
+        for round_ in range(rounds):
+            for count, address in ((1, one), (2, two)) if round_ % 2 == 0 else ((2, two), (1, one)):
+                measured = {"loop": (loops(count, seconds), count), "population": population(address, settings)}
+                load = os.getloadavg()[0]
+                for arm, (speed, slots) in measured.items():
+                    row = {"round": round_, "arm": arm, "workers": count, "slots": slots, "steps_per_second": speed}
+                    rows.append({**row, "load": load})
+                    print(f"round {round_ + 1}: {arm}, {count}: {speed:,.0f} steps/s, load {load:.1f}", flush=True)
     return pd.DataFrame(rows)
 
 
