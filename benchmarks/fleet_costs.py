@@ -126,7 +126,8 @@ def validate_run(name: str, costs: Costs, progress: pd.DataFrame) -> dict[str, o
     members = progress.groupby(["pair", "member"]).ngroups
     slots = progress.groupby(["host", "actor_pid"]).ngroups
     fleet = Fleet(1, slots, members, members // progress.pair.nunique(), int(progress.generation.max()))
-    actors = actor_times([dict(row) for _, row in progress.iterrows()])
+    columns = progress.astype(object).where(progress.notna(), None)
+    actors = actor_times([dict(row) for _, row in columns.iterrows()])
     real = max(actor.ended for actor in actors) - min(actor.began for actor in actors)
     own = with_members(costs, progress)
     predicted = statistics.median(simulate(fleet, own, seed).wall for seed in range(SEEDS))

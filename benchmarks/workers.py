@@ -16,6 +16,8 @@ import argparse
 import contextlib
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.synchronize import Barrier
@@ -28,9 +30,9 @@ from benchmarks.arena import BATCH, arena
 from benchmarks.launches import launched, population_speed
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.scaling_worker import MINIBATCH
+from rayconf.origins import HOME
 
 ACCOUNTS = 512
-STORE_BYTES = 80 * 2**20
 POPULATION = (
     "pbt.population=4",
     "pbt.iterations=6",
@@ -53,20 +55,35 @@ QUICK = (
 )
 
 
+# A cluster that lives until its input ends, also where whoever holds the other end is killed.
+HOLD = """
+import sys
+from ray.cluster_utils import Cluster
+
+small = dict(include_dashboard=False, object_store_memory=80 * 2**20)
+cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, **small))
+for _ in range(int(sys.argv[1])):
+    cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+cluster.wait_for_nodes()
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
 @contextlib.contextmanager
 def cluster(workers: int) -> Iterator[str]:
     """The address of a local cluster: a head without CPUs and ``workers`` nodes with one each."""
-    from ray.cluster_utils import Cluster
-
-    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
-    nodes = Cluster(initialize_head=True, head_node_args=head)
+    command = [sys.executable, "-c", HOLD, str(workers)]
+    holder = subprocess.Popen(command, cwd=HOME, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
     try:
-        for _ in range(workers):
-            nodes.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
-        nodes.wait_for_nodes()
-        yield nodes.address
+        address = holder.stdout.readline().strip()
+        if not address:
+            raise RuntimeError("no Ray cluster came up")
+        yield address
     finally:
-        nodes.shutdown()
+        holder.communicate()
 
 
 def population(address: str, settings: Sequence[str]) -> tuple[float, int]:
