@@ -5,8 +5,9 @@
 - *decisions*: ``pbt.decisions.decide`` on random standings of up to 100,000 members over pairs of ten, with lineage
   rows as the journal has them: decisions per second, memory per member, bytes per member and generation.
 - *tune*: the product's scheduler, barriers, manifests and journals under real Tune, with members that write a small
-  state and a return stream and compute nothing, two generations. What is left is bookkeeping: seconds and
-  milliseconds per member and generation, the driver's memory, bytes on disk. It starts a Ray of its own.
+  state and a return stream and compute nothing. What is left is bookkeeping: seconds and milliseconds per member and
+  generation, the driver's memory, bytes on disk. It starts a Ray of its own. ``benchmarks.fleet`` fits what the
+  driver's main thread, which nothing can be shared with, needs for the start, for a result and for a barrier.
 
 Writes ``engine.parquet``, a row per size.
 """
@@ -28,7 +29,8 @@ import ray
 import torch
 from ray import tune
 
-from pbt.decisions import decide
+from analysis.frames import read_jsonl
+from pbt.decisions import Decision, decide
 from pbt.fitness import Gap
 from pbt.lineage import lineage_row
 from pbt.manifest import Member
@@ -48,10 +50,15 @@ PER_PAIR = 10
 DAYS = 504
 
 
-def engine_run(pairs: int) -> RunConfig:
-    """Pairs of ten members, two generations."""
+def engine_run(pairs: int, generations: int = 2) -> RunConfig:
+    """Pairs of ten members."""
     names = ",".join(f"A{i}/B{i}" for i in range(pairs))
-    settings = (f"data.pairs=[{names}]", f"pbt.population={PER_PAIR}", "pbt.iterations=2", "pbt.interval=1")
+    settings = (
+        f"data.pairs=[{names}]",
+        f"pbt.population={PER_PAIR}",
+        f"pbt.iterations={generations}",
+        "pbt.interval=1",
+    )
     return load_config("smoke", assignments=[*settings, "pbt.replace_z=1", "pbt.survivors=1"])
 
 
@@ -91,18 +98,23 @@ def decisions(members: int) -> dict[str, float]:
 class ThinMember(tune.Trainable):
     """A member that trains nothing: its fitness is a number of its key."""
 
+    _idle_since: float | None = None  # when this process last finished work
+    _wait_seconds: float | None = None  # from then to its next ticket
+
     def setup(self, config: dict[str, Any], markets: Mapping[str, Any] | None = None) -> None:
         """Take the first ticket."""
         self._ticket = config["ticket"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next ticket."""
+        if ThinMember._idle_since is not None:
+            self._wait_seconds = time.time() - ThinMember._idle_since
         self._ticket = new_config["ticket"]
         return True
 
     def step(self) -> dict[str, Any]:
         """A state, a return stream and a result, as a real member leaves them."""
-        place = self._ticket
+        place, began = self._ticket, time.time()
         generation = place["generation"] + 1
         rng = np.random.Generator(np.random.PCG64(derive_key(place["pair"], place["member"], generation)))
         run = storage_at(place["place"])
@@ -112,7 +124,11 @@ class ThinMember(tune.Trainable):
         fitness = float(stream.mean() / stream.std())
         row = {name: place[name] for name in ("pair", "member")}
         row |= {"generation": generation, "iteration": generation, "env_steps": generation, "skipped_steps": 0}
-        row |= {"fitness": fitness, "fitness_se": 0.1, "wall_time": time.time()}
+        row |= {"fitness": fitness, "fitness_se": 0.1}
+        if ThinMember._idle_since is not None:
+            row |= {"wait_seconds": self._wait_seconds, "switch_seconds": began - ThinMember._idle_since}
+        ThinMember._idle_since = row["wall_time"] = time.time()
+        row["checkpoint_seconds"] = row["wall_time"] - began  # all that it did
         measured = {"fitness": fitness, "fitness_se": 0.1, "idle": False, "val_sharpe": fitness, "train_sharpe": None}
         return {"generation": generation, "state": state, "iterations": [row], **measured}
 
@@ -124,26 +140,71 @@ class ThinMember(tune.Trainable):
         """Nothing to do."""
 
 
-def under_tune(members: int) -> dict[str, float]:
-    """Two generations of thin members under real Tune."""
-    run = engine_run(members // PER_PAIR)
+class TimedPopulation(PairPopulation):
+    """A population that adds up what its barriers take of the driver's main thread."""
+
+    cpu_seconds = wall_seconds = 0.0
+
+    def commit(self) -> list[Decision]:
+        """Close the barrier."""
+        wall, cpu = time.perf_counter(), time.thread_time()
+        try:
+            return super().commit()
+        finally:
+            self.cpu_seconds += time.thread_time() - cpu
+            self.wall_seconds += time.perf_counter() - wall
+
+
+def under_tune(members: int, generations: int = 2, cpus: int | None = None) -> dict[str, float]:
+    """Thin members under real Tune.
+
+    Args:
+        members: Trials.
+        generations: Of each, two or more; the first, in which actors and trials start, is no part of the driver's time
+            per result.
+        cpus: What Ray takes the machine to have, hence actors side by side; None: what it has.
+    """
+    run = engine_run(members // PER_PAIR, generations)
+    run = run.model_copy(update={"resources": run.resources.model_copy(update={"cpus": cpus})})
+    marks: list[tuple[float, float]] = []  # wall and main thread's CPU at every result
+
+    def mark(event: str, population: PairPopulation, decisions: list[Decision] | None) -> None:
+        if event == "result":
+            marks.append((time.perf_counter(), time.thread_time()))
+
     with tempfile.TemporaryDirectory() as folder, start_ray(run.resources, None) as machine:
         directory = RunDir(Path(folder) / "run", run.identity)
         directory.create()
         clock = PairClock(np.datetime64("2000-01-03") + np.arange(DAYS), 252.0)
-        populations = {p: PairPopulation(run, directory, clock, start(run, p, directory)) for p in run.data.pairs}
+        populations = {p: TimedPopulation(run, directory, clock, start(run, p, directory)) for p in run.data.pairs}
         markets = {pair: ray.put(None) for pair in run.data.pairs}
         slots = plan(run, machine).slots
-        began, cpu = time.perf_counter(), time.process_time()
-        train(run, directory, markets, populations, slots, [], trainable=ThinMember)
+        began, own, cpu = time.perf_counter(), time.thread_time(), time.process_time()
+        train(run, directory, markets, populations, slots, [mark], trainable=ThinMember)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         disk = sum(file.stat().st_size for file in directory.path.rglob("*") if file.is_file())
+        rows = [row for row in read_jsonl(directory.progress_journal) if row["generation"] > 1]
+        work, wait, switch = (
+            np.array([row[f"{part}_seconds"] for row in rows]) for part in ("checkpoint", "wait", "switch")
+        )
+    results = members * (generations - 1)
+    barriers = sum(p.cpu_seconds for p in populations.values()) / (members * generations)
+    steady = marks[members - 1]  # the end of the first generation
     return {
         "members": members,
         "slots": slots,
+        "generations": generations,
         "seconds": seconds,
-        "ms_per_member_generation": 1000 * seconds / (2 * members),
-        "driver_cpu_ms_per_member_generation": 1000 * cpu / (2 * members),
+        "ms_per_member_generation": 1000 * seconds / (generations * members),
+        "driver_cpu_ms_per_member_generation": 1000 * cpu / (generations * members),
+        "start_cpu_seconds": marks[0][1] - own,
+        "start_seconds": marks[0][0] - began,
+        "steady_seconds": marks[-1][0] - steady[0],
+        "thread_ms_per_result": 1000 * ((marks[-1][1] - steady[1]) / results - barriers),
+        "barrier_ms_per_member": 1000 * barriers,
+        "work_ms": 1000 * float(np.mean(work)),
+        "wait_ms": 1000 * float(np.median(wait)),
+        "switch_ms": 1000 * float(np.median(switch)),
         "driver_mb": psutil.Process().memory_info().rss / 2**20,
         "disk_bytes_per_member": disk / members,
     }

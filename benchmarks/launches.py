@@ -18,7 +18,7 @@ NAME = "measured"
 
 
 def measure_launch(assignments: Sequence[str]) -> dict[str, float]:
-    """Run the preset ``smoke`` with these settings to its report, in a folder that is deleted afterwards.
+    """Run the preset ``smoke`` with these settings to its report.
 
     Returns:
         ``population``, steps per second of all slots together; ``driver_mb`` and ``slot_mb``, the peak resident
@@ -27,34 +27,54 @@ def measure_launch(assignments: Sequence[str]) -> dict[str, float]:
     Raises:
         RuntimeError: The run failed, with its last line.
     """
-    with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
-        command = [sys.executable, "-m", "pbt.launch", "--preset", "smoke", "--run-dir", folder, "--name", NAME]
-        command += [part for setting in assignments for part in ("--set", setting)]
-        log = Path(folder) / "output.txt"
-        with log.open("wb") as output:
-            process = subprocess.Popen(command, cwd=HOME, stdout=output, stderr=subprocess.STDOUT)
-            try:
-                peaks = watch(process)
-            finally:
-                process.terminate()  # the command ends its Ray; without effect once it has finished
-                process.wait()
-        if process.returncode:
-            raise RuntimeError(f"{' '.join(command)}: {log.read_text(errors='replace').strip().splitlines()[-1:]}")
-        updates = pd.read_parquet(Path(folder) / NAME / "frames" / "progress.parquet")
+    updates, peaks, driver = launched(assignments)
     slots = updates.actor_pid.unique()
     return {
         "population": population_speed(updates),
-        "driver_mb": peaks[process.pid],
+        "driver_mb": peaks[driver],
         "slot_mb": max(peaks[int(pid)] for pid in slots),
         "slots": len(slots),
     }
 
 
-def watch(process: subprocess.Popen[bytes]) -> dict[int, float]:
-    """Peak resident memory in MB of a process and all its descendants, by process id, until it ends."""
+def launched(
+    assignments: Sequence[str], *arguments: str, preset: str = "smoke", report: bool = True
+) -> tuple[pd.DataFrame, dict[int, float], int]:
+    """Run a preset with these settings and arguments, in a folder that is deleted afterwards.
+
+    Args:
+        assignments: Settings.
+        arguments: Further arguments.
+        preset: The preset.
+        report: To its report; else the run is ended as soon as it has trained.
+
+    Returns:
+        Its frame ``progress``; peak resident memory in MB by process id; the process id of the driver.
+
+    Raises:
+        RuntimeError: The run failed, with its last line.
+    """
+    with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
+        command = [sys.executable, "-m", "pbt.launch", "--preset", preset, "--run-dir", folder, "--name", NAME]
+        command += [*arguments, *(part for setting in assignments for part in ("--set", setting))]
+        log, frame = Path(folder) / "output.txt", Path(folder) / NAME / "frames" / "progress.parquet"
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, cwd=HOME, stdout=output, stderr=subprocess.STDOUT)
+            try:
+                peaks = watch(process, None if report else frame)
+            finally:
+                process.terminate()  # the command ends its Ray; without effect once it has finished
+                process.wait()
+        if process.returncode and (report or not frame.is_file()):
+            raise RuntimeError(f"{' '.join(command)}: {log.read_text(errors='replace').strip().splitlines()[-1:]}")
+        return pd.read_parquet(frame), peaks, process.pid
+
+
+def watch(process: subprocess.Popen[bytes], until: Path | None = None) -> dict[int, float]:
+    """Peak resident memory in MB of a process and its descendants, by process id, until it ends or a file is there."""
     peaks: dict[int, float] = {}
     root = psutil.Process(process.pid)
-    while process.poll() is None:
+    while process.poll() is None and not (until is not None and until.is_file()):
         try:
             pids = [root.pid, *(child.pid for child in root.children(recursive=True))]
         except psutil.NoSuchProcess:
