@@ -16,6 +16,8 @@ from rayconf.session import offered, wanted_slots
 
 LOOK_EVERY = 2.0
 """Seconds between two looks at the nodes."""
+KNOCK_EVERY = 1.0
+"""Seconds between two rounds of knocking at least."""
 KNOCK_SECONDS = 2.0
 """Seconds in which a node must take a connection."""
 
@@ -38,7 +40,7 @@ class Fleet(Callback):
         self._demand = Demand(run.resources.bundle) if elastic else None
         self._nodes: dict[str, tuple[str, int]] = {}
         self._lost: set[str] = set()
-        self._looked = float("-inf")
+        self._looked = self._knocked = float("-inf")
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Look at the nodes now and then."""
@@ -55,6 +57,7 @@ class Fleet(Callback):
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """A node may have died since the last result without any member's noticing."""
+        self._knocked = float("-inf")
         self._look(knock=True)
         self.close()
 
@@ -67,6 +70,10 @@ class Fleet(Callback):
     def _look(self, knock: bool = False) -> None:
         """Tell of nodes that came or went; knock: at each, for Ray needs many seconds to find that one is dead."""
         self._looked = time.monotonic()
+        if knock:
+            # A node that dies takes many members with it, each of which is told of.
+            knock = self._looked - self._knocked >= KNOCK_EVERY
+            self._knocked = self._looked if knock else self._knocked
         alive = {
             node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"])
             for node in ray.nodes()

@@ -32,6 +32,17 @@ from rayconf.run_config import RunConfig
 from rayconf.storage import storage_at
 
 
+class Ticket(dict[str, Any]):
+    """What a generation starts from; never changed, only replaced.
+
+    For each trial Tune copies the grid of all trials deeply, which takes a start with the square of the members; a
+    copy of a ticket is the ticket.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Ticket":
+        return self
+
+
 def ticket(
     run: RunConfig,
     place: str | Path,
@@ -54,18 +65,17 @@ def ticket(
         state: Digest of what it starts from; None: the member's initial weights.
         frozen: Whether the encoder rests in it.
     """
-    return {
-        "ticket": {
-            "run": run.model_dump_json(),  # one word: Tune walks through all values of all trials once per trial
-            "place": str(place),
-            "pair": pair,
-            "member": member,
-            "generation": generation,
-            "hyperparameters": dict(hyperparameters),
-            "state": state,
-            "frozen": frozen,
-        }
-    }
+    about = Ticket(
+        run=run.model_dump_json(),  # one word: Tune walks through all values of all trials once per trial
+        place=str(place),
+        pair=pair,
+        member=member,
+        generation=generation,
+        hyperparameters=dict(hyperparameters),
+        state=state,
+        frozen=frozen,
+    )
+    return {"ticket": about}
 
 
 class PairMember(PairPPO):

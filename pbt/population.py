@@ -62,6 +62,7 @@ class PairPopulation:
         self._results: dict[str, dict[str, Any] | None] = {}
         self._failures: dict[str, int] = {}
         self._strays: set[str] = set()  # states of generations that were taken back
+        self._read: dict[tuple[str, int], np.ndarray] = {}  # returns on validation, while a barrier is decided
         self.journaled: list[dict[str, Any]] = []
         """Progress rows of the last barrier."""
 
@@ -128,6 +129,7 @@ class PairPopulation:
         patience, mark = before.progress(snapshots)
         stop = generation >= pbt.generations or (pbt.patience is not None and patience >= pbt.patience)
         observations = self._observations(standings)
+        self._read = self._read_returns(generation)
         decisions = decide(
             self._run,
             self.pair,
@@ -157,7 +159,7 @@ class PairPopulation:
         self.committed.write(self._directory.manifest(self.pair))
         self._directory.push()
         self._store.discard((before.states() | seen | self._strays) - self.committed.states())
-        self._results, self._failures, self._strays = {}, {}, set()
+        self._results, self._failures, self._strays, self._read = {}, {}, set(), {}
         return decisions
 
     def mend(self) -> bool:
@@ -245,9 +247,18 @@ class PairPopulation:
             hyperparameters=standing.values,
         )
 
+    def _read_returns(self, generation: int) -> dict[tuple[str, int], np.ndarray]:
+        """Returns of this generation's evaluations by (member, generation), read side by side where they are far."""
+        reported = [name for name, result in sorted(self._results.items()) if result is not None]
+        found = self._returns.load_each([(self.pair, name, generation) for name in reported])
+        read = zip(reported, found, strict=True)
+        return {(name, generation): returns for name, returns in read if returns is not None}
+
     def _gap(self, donor: tuple[str, int], member: tuple[str, int]) -> fitness.Gap:
         """Paired gap between two evaluations, each named by (member, generation)."""
-        theirs, ours = (self._returns.load((self.pair, *of)) for of in (donor, member))
+        theirs, ours = (
+            self._read[of] if of in self._read else self._returns.load((self.pair, *of)) for of in (donor, member)
+        )
         key = (self._run.seed, self.pair, self.generation + 1)
         clock = self._clock
         return fitness.paired_gap(theirs, ours, clock.dates, clock.sessions_per_year, self._run.pbt, *key)

@@ -6,7 +6,6 @@ the trials' configs. Nothing here depends on the order or the time of events.
 """
 
 import contextlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +51,7 @@ class PairPBT(FIFOScheduler):
         self._run, self._place = run, place
         self.slots = slots
         """Actors that may live at once; may change at any time."""
+        self._ended: set[str] = set()  # complete pairs whose trials have ended
         self._cached = 0  # actors that Tune keeps between two members
         self.populations = dict(populations)
         self._trials: dict[tuple[str, str], Trial] = {}
@@ -145,7 +145,12 @@ class PairPBT(FIFOScheduler):
             if not population.complete and population.ready and self._all_paused(population):
                 with self._fatal():
                     self._barrier(population)
-            self._stop_idle(tune_controller, population)
+            if population.complete and population.pair not in self._ended:
+                self._stop_idle(tune_controller, population)
+        # Tune asks several times per result, mostly while nothing is free.
+        busy = len(tune_controller._running_trials) + len(tune_controller._pending_trials)
+        if busy >= self.slots and not tune_controller._actor_cache.num_cached_objects:
+            return None
         waiting = [
             ((self.populations[pair].generation, pair, member), trial)
             for (pair, member), trial in self._trials.items()
@@ -154,13 +159,7 @@ class PairPBT(FIFOScheduler):
             and not self.populations[pair].complete
             and not self.populations[pair].reported(member)
         ]
-        if not waiting:
-            return None
-        chosen = min(waiting, key=lambda item: item[0])[1]
-        status = Counter(trial.status for trial in self._trials.values())
-        busy = status[Trial.RUNNING] + status[Trial.PENDING]
-        cached = tune_controller._actor_cache.has_cached_object(chosen.placement_group_factory)
-        return chosen if busy < self.slots or cached else None
+        return min(waiting, key=lambda item: item[0])[1] if waiting else None
 
     @property
     def unfinished(self) -> int:
@@ -175,7 +174,7 @@ class PairPBT(FIFOScheduler):
     @property
     def starting(self) -> int:
         """Members whose actors have been asked for and are not there yet."""
-        return sum(trial.status == Trial.PENDING for trial in self._trials.values())
+        return 0 if self._controller is None else len(self._controller._pending_trials)
 
     def _keep_actors(self, tune_controller: TuneController) -> None:
         """Let Tune start as many actors at once, and keep as many, as there are slots now."""
@@ -218,11 +217,12 @@ class PairPBT(FIFOScheduler):
 
     def _stop_idle(self, tune_controller: TuneController, population: PairPopulation) -> None:
         """End the trials of a pair that is complete."""
-        if population.complete:
-            for member in population.committed.members:
-                trial = self._trials.get((population.pair, member))
-                if trial is not None and trial.status == Trial.PAUSED:
-                    tune_controller.stop_trial(trial)
+        trials = [self._trials.get((population.pair, member)) for member in population.committed.members]
+        for trial in trials:
+            if trial is not None and trial.status == Trial.PAUSED:
+                tune_controller.stop_trial(trial)
+        if all(trial is None or trial.is_finished() for trial in trials):
+            self._ended.add(population.pair)
 
     def _tell(self, event: str, population: PairPopulation, decisions: list[Decision] | None = None) -> None:
         for listener in self.listeners:

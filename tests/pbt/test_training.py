@@ -1,6 +1,8 @@
 """Training under the real Tune: one population of a tiny run, undisturbed and with an actor killed."""
 
+import copy
 import os
+import pickle
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 from ray import tune
+from ray.air.execution._internal import RayActorManager
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.experiment.trial import _TemporaryTrialState
@@ -158,7 +161,11 @@ def test_the_private_names_of_ray_that_the_scheduler_uses() -> None:
 
     source = inspect.getsource(TuneController.__init__)
     assert "self._actor_cache = _ObjectCache" in source
-    assert "self._staged_trials" in source
+    for name in ("staged", "pending", "running"):
+        assert f"self._{name}_trials" in source
+    assert callable(TuneController.update_max_pending_trials)
+    assert isinstance(RayActorManager.num_live_actors, property)
+    assert isinstance(_ObjectCache.num_cached_objects, property)
     assert callable(TuneController._set_trial_status)
     assert callable(TuneController.stop_trial)
     assert callable(TuneController._requeue_trial)
@@ -169,6 +176,14 @@ def test_the_private_names_of_ray_that_the_scheduler_uses() -> None:
     assert callable(_ObjectCache.increase_max)
     assert callable(_ObjectCache.has_cached_object)
     assert issubclass(PairPBT, TrialScheduler)
+
+
+def test_a_ticket_is_not_copied_for_every_trial(tiny_run: RunConfig, tmp_path: Path) -> None:
+    config = ticket(tiny_run, tmp_path, tiny_run.data.pairs[0], "m00", 0, {"learning_rate": 1e-3}, None)
+    assert copy.deepcopy(config)["ticket"] is config["ticket"]
+    travelled = pickle.loads(pickle.dumps(config))
+    assert travelled == config
+    assert travelled["ticket"]["hyperparameters"] == {"learning_rate": 1e-3}
 
 
 def test_a_member_asks_for_a_cpu_and_its_share_of_a_gpu(tiny_run: RunConfig, tmp_path: Path) -> None:
