@@ -1,10 +1,10 @@
 """The machine from which a cluster is started: it has the checkout, its virtual environment and a key for SSH."""
 
 import contextlib
-import os
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,49 +54,60 @@ class Laptop:
             inner[last] = value
         self.write("cluster.yaml", yaml.safe_dump(config, sort_keys=False).encode())
 
-    def run(self, label: str, *arguments: str, minutes: float = 3) -> str:
+    def table(self) -> str:
+        """The seconds of all commands, a line each."""
+        return "\n".join(["", *(f"{label:28s} {seconds:7.1f} s" for label, seconds in self.seconds.items())])
+
+    def run(self, label: str, *arguments: str, minutes: float = 5) -> str:
         """Run a command that must succeed; what it wrote."""
-        with self.started(label, *arguments) as process:
-            return finish(label, process, minutes)
+        with self.started(label, *arguments) as command:
+            return command.finish(minutes)
 
     @contextlib.contextmanager
-    def started(self, label: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    def started(self, label: str, *arguments: str) -> Iterator["Command"]:
         """A command that runs while the block does; what is left of it is ended."""
+        log = self.machine.rack.folder / f"{label.replace(' ', '-')}.output"
         began = time.monotonic()
-        process = subprocess.Popen(
-            self.command(*arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                self.command(*arguments), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            )
         try:
-            yield process
+            yield Command(label, process, log)
         finally:
             self.seconds[label] = time.monotonic() - began
-            if process.poll() is None:
-                self._end(process)
+            end(process)
 
-    @staticmethod
-    def _end(process: subprocess.Popen[str]) -> None:
+
+@dataclass
+class Command:
+    """A command that was started on the laptop."""
+
+    label: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def output(self) -> str:
+        """What it has written so far."""
+        return self.log.read_text(errors="replace")
+
+    def finish(self, minutes: float) -> str:
+        """Wait for its end, which must be a success; what it wrote."""
+        try:
+            self.process.wait(minutes * MINUTES)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.label}: not done in {minutes:g} minutes\n{self.output}") from None
+        assert self.process.returncode == 0, f"{self.label}: exit status {self.process.returncode}\n{self.output}"
+        return self.output
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """End a process that may have ended; gently, if it lets itself."""
+    if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=5)
+            process.wait(10)
             return
         process.kill()
-        process.communicate()
-
-
-def finish(label: str, process: subprocess.Popen[str], minutes: float) -> str:
-    """Wait for the end of a command that must succeed; what it wrote."""
-    try:
-        output, _ = process.communicate(timeout=minutes * MINUTES)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        output, _ = process.communicate()
-        raise AssertionError(f"{label}: not done in {minutes:g} minutes\n{output}") from None
-    assert process.returncode == 0, f"{label}: exit status {process.returncode}\n{output}"
-    if "FLEET_VERBOSE" in os.environ:
-        print(f"--- {label}\n{output}")
-    return output
+        process.wait()

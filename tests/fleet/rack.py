@@ -30,7 +30,7 @@ def missing() -> str | None:
     """Why there can be no machines here; None: there can."""
     if os.uname().sysname != "Linux" or os.geteuid() != 0:
         return "machines of namespaces need root on Linux"
-    lacking = [Path(name).name for name in PROGRAMS if shutil.which(name) is None]
+    lacking = [Path(name).name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
     if lacking:
         return f"machines need {', '.join(lacking)} (Debian: openssh-server rsync iproute2 util-linux)"
     return None
@@ -85,9 +85,18 @@ class Machine:
     def power_off(self) -> None:
         """Pull the plug: whoever talks to it hears nothing more, not even that a connection is closed."""
         self.rack.in_switch("ip", "link", "del", f"port{self.port}")
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
+        self.end()
+
+    def shut_down(self) -> None:
+        """End it as a machine ends that is told to: its connections are closed."""
+        self.end()
+        self.rack.in_switch("ip", "link", "del", f"port{self.port}")
+
+    def end(self) -> None:
+        """End all its processes."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
 
     def command(self, *arguments: str, cwd: str = "/", **variables: str) -> list[str]:
         """A command line for this computer that runs ``arguments`` as root in the machine."""
@@ -136,9 +145,7 @@ class Rack:
 
     def __exit__(self, *error: object) -> None:
         for machine in self.machines.values():
-            if machine.process is not None:
-                machine.process.kill()
-                machine.process.wait()
+            machine.end()
         self._switch.kill()
         self._switch.wait()
         shutil.rmtree(self.folder)

@@ -1,7 +1,7 @@
 """How long a run stood still for a lost machine, read from what Ray and the run wrote down."""
 
+import datetime
 import json
-import re
 from pathlib import Path
 
 import pandas as pd
@@ -21,12 +21,13 @@ class Loss:
         """
         events = pd.read_parquet(run / "frames" / "events.parquet")
         self.noticed = float(events[events.kind == "node_lost"].wall_time.min()) - off
-        listed = json.loads(re.search(r"^\[.*^\]", nodes, re.DOTALL | re.MULTILINE)[0])  # type: ignore[index]
+        (listed,) = (json.loads(line) for line in nodes.splitlines() if line.startswith('[{"node_id"'))
         (dead,) = (node for node in listed if node["state"] == "DEAD")
-        self.dead = dead["end_time_ms"] / 1000 - off
+        self.dead = datetime.datetime.fromisoformat(dead["end_time_ms"]).timestamp() - off
         progress = pd.read_parquet(run / "frames" / "progress.parquet")
         after = progress[(progress.wall_time > off) & (progress.host != host)]
-        self.retried = sorted({f"{row.pair} {row.member} g{row.generation}" for row in after[after.attempt > 1].itertuples()})
+        retried = after[after.attempt > 1]
+        self.retried = sorted({f"{row.pair} {row.member} g{row.generation}" for row in retried.itertuples()})
         firsts = after.groupby(["host", "actor_pid"]).wall_time.min()
         self.slots = {f"{name}:{pid}": when - off for (name, pid), when in firsts.items()}
 
