@@ -23,6 +23,8 @@ TEMPORARY = Path("/tmp")
 PREFIX = "pairpbt-fleet"
 PROGRAMS = ("/usr/sbin/sshd", "rsync", "ip", "nsenter", "unshare", "setpriv", "ssh-keygen")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+DYING = ("setpriv", "--pdeathsig", "KILL")
+"""Begins a command line whose process dies with the one that started it."""
 BOOT_SECONDS = 60.0
 
 
@@ -99,13 +101,13 @@ class Machine:
             self.process.wait()
 
     def command(self, *arguments: str, cwd: str = "/", **variables: str) -> list[str]:
-        """A command line for this computer that runs ``arguments`` as root in the machine."""
+        """A command line for this computer that runs ``arguments`` as root in the machine; they end when it does."""
         assert self.process is not None
         (first,) = psutil.Process(self.process.pid).children()
         fixed = {"HOME": "/root", "TERM": "xterm", "LANG": "C.UTF-8", "PATH": PATH}
         settings = [f"{name}={value}" for name, value in {**fixed, **variables}.items()]
         inside = ["--net", "--pid", "--mount", "--uts", "--ipc", "--root", f"--wdns={cwd}"]
-        return ["nsenter", "-t", str(first.pid), *inside, "env", "-i", *settings, *arguments]
+        return ["nsenter", "-t", str(first.pid), *inside, *DYING, "env", "-i", *settings, *arguments]
 
 
 class Rack:
@@ -180,7 +182,7 @@ class Rack:
             spaces = ["unshare", "--net", "--mount", "--propagation", "private"]
         with log.open("ab") as output:
             process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *spaces, "bash", str(SCRIPT), *arguments, str(self.folder), name],
+                [*DYING, *spaces, "bash", str(SCRIPT), *arguments, str(self.folder), name],
                 env={"PATH": PATH, **self._variables, **variables},
                 stdin=subprocess.DEVNULL if within else subprocess.PIPE,
                 stdout=output,

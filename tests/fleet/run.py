@@ -27,14 +27,6 @@ SETTINGS = (
 )
 SET = [part for text in SETTINGS for part in ("--set", text)]
 ARGUMENTS = ["--preset", "smoke", "--seed", "7", "--name", NAME, *SET]
-    "--preset",
-    "smoke",
-    "--seed",
-    "7",
-    "--name",
-    NAME,
-    *(part for text in SETTINGS for part in ("--set", text)),
-]
 ON_CLUSTER = [*ARGUMENTS, "--address", "auto", "--run-dir", RUNS, "--set", "resources.cpus=4"]
 FRAMES = ("lineage", "validation", "daily", "summary")
 SECONDS = 600.0
