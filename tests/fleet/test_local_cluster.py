@@ -57,6 +57,7 @@ def test_a_power_cut_on_a_cluster_of_the_shipped_file(tmp_path: Path, capsys: py
         nodes = laptop.run("ray list nodes", "ray", "exec", FILE, "ray list nodes --detail --format json")
 
         with laptop.started("ray dashboard", "ray", "dashboard", FILE):
+            laptop.run("tunnel", "bash", "-c", "until (</dev/tcp/localhost/8265) 2>/dev/null; do sleep 0.2; done")
             job = laptop.run("ray job submit", "ray", "job", "submit", *JOB)
         assert f"complete; report {RUNS}/{NAME}/report.html" in job
         assert processes(head, "gcs_server")
