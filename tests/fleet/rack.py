@@ -23,6 +23,7 @@ TEMPORARY = Path("/tmp")
 PREFIX = "pairpbt-fleet"
 PROGRAMS = ("/usr/sbin/sshd", "rsync", "ip", "nsenter", "unshare", "setpriv", "ssh-keygen")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SPACES = ("--net", "--mount", "--pid", "--uts", "--ipc")
 DYING = ("setpriv", "--pdeathsig", "KILL")
 """Begins a command line whose process dies with the one that started it."""
 BOOT_SECONDS = 60.0
@@ -35,6 +36,10 @@ def missing() -> str | None:
     lacking = [Path(name).name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
     if lacking:
         return f"machines need {', '.join(lacking)} (Debian: openssh-server rsync iproute2 util-linux)"
+    try_out = "mount -t tmpfs try /tmp && ip link add try type bridge"
+    tried = subprocess.run(["unshare", *SPACES, "--fork", "sh", "-c", try_out], capture_output=True, text=True)
+    if tried.returncode:  # such as in a container
+        return f"root may not make namespaces, mounts or bridges here: {' '.join(tried.stderr.split())}"
     return None
 
 
@@ -106,7 +111,7 @@ class Machine:
         (first,) = psutil.Process(self.process.pid).children()
         fixed = {"HOME": "/root", "TERM": "xterm", "LANG": "C.UTF-8", "PATH": PATH}
         settings = [f"{name}={value}" for name, value in {**fixed, **variables}.items()]
-        inside = ["--net", "--pid", "--mount", "--uts", "--ipc", "--root", f"--wdns={cwd}"]
+        inside = [*SPACES, "--root", f"--wdns={cwd}"]
         return ["nsenter", "-t", str(first.pid), *inside, *DYING, "env", "-i", *settings, *arguments]
 
 

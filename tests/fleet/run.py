@@ -20,9 +20,9 @@ SETTINGS = (
     "synthetic.bars=1600",
     "network.hidden=[16,16]",  # `ray submit` hands arguments on unquoted: no blanks
     "resources.object_store_mb=100",
-    # Six generations of a second or more: what happens after the first of both pairs happens in training.
-    "pbt.population=4",
-    "pbt.iterations=12",
+    # Five generations of a second or more: what happens after the first of both pairs happens in training.
+    "pbt.population=3",
+    "pbt.iterations=10",
     "pbt.interval=2",
 )
 SET = [part for text in SETTINGS for part in ("--set", text)]

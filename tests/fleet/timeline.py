@@ -28,11 +28,11 @@ class Loss:
         after = progress[(progress.wall_time > off) & (progress.host != host)]
         retried = after[after.attempt > 1]
         self.retried = sorted({f"{row.pair} {row.member} g{row.generation}" for row in retried.itertuples()})
-        firsts = after.groupby(["host", "actor_pid"]).wall_time.min()
+        firsts = after[after.wall_time > off + self.noticed].groupby(["host", "actor_pid"]).wall_time.min()
         self.slots = {f"{name}:{pid}": when - off for (name, pid), when in firsts.items()}
 
     def __str__(self) -> str:
-        slots = "".join(f"\n  first result of {slot:24s} {seconds:6.1f} s" for slot, seconds in self.slots.items())
+        slots = "".join(f"\n  next result of {slot:24s} {seconds:6.1f} s" for slot, seconds in self.slots.items())
         return (
             f"from the power cut to\n  node_lost of the run {self.noticed:6.1f} s\n"
             f"  Ray calls the node dead {self.dead:6.1f} s{slots}\nretried: {', '.join(self.retried)}"
