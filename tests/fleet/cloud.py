@@ -51,7 +51,8 @@ class Cloud:
         return [instance for instance in list(self.running.values()) if instance.kind == "cpu" and instance.spot]
 
     def reclaim(self, instance: Instance) -> None:
-        """EC2 takes a spot instance back."""
+        """EC2 takes a spot instance back: its machine ends, and then EC2 says so."""
+        self._rack.machines[instance.name].shut_down()
         self._laptop.run(f"reclaim {instance.name}", "python", "-m", "tests.fleet.ec2", "reclaim", instance.name)
 
     def wait(self, seconds: float, kinds: Sequence[str | None]) -> None:
@@ -76,7 +77,9 @@ class Cloud:
 
     def _follow(self, running: dict[str, Instance]) -> None:
         for name in self.running.keys() - running.keys():
-            self._rack.machines.pop(name).shut_down()
+            machine = self._rack.machines[name]
+            if machine.running:
+                machine.shut_down()
             self.history.append((time.time(), "end", self.running.pop(name)))
         for name in running.keys() - self.running.keys():
             instance = running[name]

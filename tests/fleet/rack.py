@@ -67,6 +67,11 @@ class Machine:
         """What its first process wrote."""
         return self.rack.folder / f"{self.name}.log"
 
+    @property
+    def running(self) -> bool:
+        """Whether it has power."""
+        return self.process is not None and self.process.poll() is None
+
     def boot(self) -> None:
         """Power on, with the disk as it was left; returns when SSH answers.
 

@@ -20,25 +20,31 @@ SETTINGS = (
     "synthetic.bars=1600",
     "network.hidden=[16,16]",  # `ray submit` hands arguments on unquoted: no blanks
     "resources.object_store_mb=100",
-    # Five generations of a second or more: what happens after the first of both pairs happens in training.
     "pbt.population=3",
-    "pbt.iterations=10",
     "pbt.interval=2",
 )
-SET = [part for text in SETTINGS for part in ("--set", text)]
-ARGUMENTS = ["--preset", "smoke", "--seed", "7", "--name", NAME, *SET]
-ON_CLUSTER = [*ARGUMENTS, "--address", "auto", "--run-dir", RUNS, "--set", "resources.cpus=4"]
 FRAMES = ("lineage", "validation", "daily", "summary")
 SECONDS = 600.0
 """Generous: other work may share the computer."""
 
 
+def arguments(generations: int) -> list[str]:
+    """Of the launch, but for where it runs; a generation takes a second or more."""
+    settings = [part for text in (*SETTINGS, f"pbt.iterations={2 * generations}") for part in ("--set", text)]
+    return ["--preset", "smoke", "--seed", "7", "--name", NAME, *settings]
+
+
+def on_cluster(generations: int) -> list[str]:
+    """Arguments of the launch on the head."""
+    return [*arguments(generations), "--address", "auto", "--run-dir", RUNS, "--set", "resources.cpus=4"]
+
+
 @contextlib.contextmanager
-def undisturbed(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def undisturbed(folder: Path, generations: int) -> Iterator[subprocess.Popen[bytes]]:
     """The run by the ordinary launch, beside what the block does."""
-    arguments = command(*ARGUMENTS, "--run-dir", str(folder), "--set", "resources.cpus=2")
+    launch = command(*arguments(generations), "--run-dir", str(folder), "--set", "resources.cpus=2")
     with (folder / "output").open("wb") as output:
-        process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(launch, cwd=ROOT, env=environment(), stdout=output, stderr=subprocess.STDOUT)
     try:
         yield process
     finally:

@@ -6,13 +6,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from analysis.frames import read_jsonl
 from pbt.run_dir import RunDir
 from tests.conftest import ROOT
 from tests.fleet.cloud import ACCOUNT, LAPTOP, PREFIX_LENGTH, cloud
 from tests.fleet.image import VISIBLE
 from tests.fleet.laptop import Laptop
 from tests.fleet.rack import Rack
-from tests.fleet.run import NAME, ON_CLUSTER, RUNS, check_frames, undisturbed, wait_for_a_commit
+from tests.fleet.run import NAME, RUNS, check_frames, on_cluster, undisturbed, wait_for_a_commit
 
 pytestmark = pytest.mark.fleet_aws
 
@@ -28,11 +29,13 @@ CHANGES = {
     # Workers go while the test looks on.
     "idle_timeout_minutes": 0.5,
 }
+GENERATIONS = 12
+"""The reclaim comes after the first; what is left must last until a replacement is asked for."""
 FILE = "/root/cluster.yaml"
 
 
 def test_a_spot_reclaim_on_a_cluster_of_the_shipped_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with undisturbed(tmp_path) as reference, Rack(VISIBLE, RUNS) as rack:
+    with undisturbed(tmp_path, GENERATIONS) as reference, Rack(VISIBLE, RUNS) as rack:
         laptop = Laptop(rack, f"{LAPTOP}/{PREFIX_LENGTH}", **ACCOUNT)
         with cloud(rack, laptop) as ec2:
             laptop.write_cluster(SHIPPED, CHANGES)
@@ -42,28 +45,31 @@ def test_a_spot_reclaim_on_a_cluster_of_the_shipped_file(tmp_path: Path, capsys:
             assert [instance.kind for instance in ec2.running.values()] == ["head"]
 
             run = RunDir(rack.shared / NAME)
-            launch = f"cd pairpbt && python -m pbt.launch {' '.join(ON_CLUSTER)}"
+            launch = f"cd pairpbt && python -m pbt.launch {' '.join(on_cluster(GENERATIONS))}"
             with laptop.started("ray exec", "ray", "exec", FILE, launch) as submitted:
                 wait_for_a_commit(run, submitted)
-                first, second = ec2.workers()
-                ec2.reclaim(second)
+                trained = {row["host"] for row in read_jsonl(run.progress_journal)}
+                before = ec2.workers()
+                unlucky = next(instance for instance in before if instance.name in trained)
                 off = time.time()
+                ec2.reclaim(unlucky)
                 output = submitted.finish(10)
             done = time.time()
             assert f"report {RUNS}/{NAME}/report.html" in output
-            check_frames(run, tmp_path, reference)
-            events = pd.read_parquet(run.path / "frames" / "events.parquet")
-            assert f" at {second.address};" in events[events.kind == "node_lost"].detail.item()
-
-            ec2.wait(240, ["head"])
+            ec2.wait(300, ["head"])
             zero = time.time()
-            started = [instance for _, what, instance in ec2.history if what == "start" and instance.kind == "cpu"]
-            assert started[:2] in ([first, second], [second, first])
-            assert len(started) == 3, "the reclaimed instance was not replaced"
             laptop.run("ray down", "ray", "down", "-y", FILE)
             ec2.wait(60, [])
+
+            check_frames(run, tmp_path, reference)
+            events = pd.read_parquet(run.path / "frames" / "events.parquet")
+            lost = events[events.kind == "node_lost"]
+            assert f" at {unlucky.address};" in lost.detail.item()
+            came = [when for when, what, instance in ec2.history if what == "start" and instance not in before]
+            replaced = min(when for when in came if when > off)
             with capsys.disabled():
                 print(laptop.table())
-                replaced = next(when for when, what, instance in ec2.history if instance is started[2])
+                print(f"from the reclaim to node_lost {lost.wall_time.item() - off:.1f} s")
                 print(f"from the reclaim to the replacement's boot {replaced - off:.1f} s")
                 print(f"from the run's end to zero workers {zero - done:.1f} s")
+                print(f"workers at the reclaim: {len(before)}, for 4 CPUs")

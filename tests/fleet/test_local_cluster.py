@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 from tests.fleet.image import VISIBLE, home_with
 from tests.fleet.laptop import Laptop
 from tests.fleet.rack import Machine, Rack
-from tests.fleet.run import NAME, ON_CLUSTER, RUNS, check_frames, undisturbed, wait_for_a_commit
+from tests.fleet.run import NAME, RUNS, check_frames, on_cluster, undisturbed, wait_for_a_commit
 from tests.fleet.timeline import Loss
 
 pytestmark = pytest.mark.fleet
@@ -24,6 +24,8 @@ CHANGES = {
     "provider.head_ip": HEAD,
     "provider.worker_ips": list(WORKERS),
 }
+GENERATIONS = 5
+"""The power goes after the first."""
 FILE = "/root/cluster.yaml"
 JOB = (
     *("--address", "http://localhost:8265", "--"),
@@ -33,7 +35,7 @@ JOB = (
 
 def test_a_power_cut_on_a_cluster_of_the_shipped_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
-    with undisturbed(tmp_path) as reference, Rack(VISIBLE, RUNS) as rack:
+    with undisturbed(tmp_path, GENERATIONS) as reference, Rack(VISIBLE, RUNS) as rack:
         laptop = Laptop(rack, "10.77.0.10/24")
         head, _, unlucky = (
             rack.add(name, f"{address}/24", "ubuntu", home_script=home_with(".pairpbt"))
@@ -48,7 +50,9 @@ def test_a_power_cut_on_a_cluster_of_the_shipped_file(tmp_path: Path, capsys: py
         assert all(f"{address} " in asked for address in (HEAD, *WORKERS)), asked
 
         run = RunDir(rack.shared / NAME)
-        with laptop.started("ray submit", "ray", "submit", FILE, "pbt/launch.py", *ON_CLUSTER) as submitted:
+        with laptop.started(
+            "ray submit", "ray", "submit", FILE, "pbt/launch.py", *on_cluster(GENERATIONS)
+        ) as submitted:
             wait_for_a_commit(run, submitted)
             off = time.time()
             unlucky.power_off()
