@@ -106,9 +106,12 @@ class Machine:
 
     def end(self) -> None:
         """End all its processes."""
-        if self.process is not None:
+        if self.running:
+            assert self.process is not None
+            inside = psutil.Process(self.process.pid).children()
             self.process.kill()
             self.process.wait()
+            psutil.wait_procs(inside, timeout=BOOT_SECONDS)  # the first one goes last
 
     def command(self, *arguments: str, cwd: str = "/", **variables: str) -> list[str]:
         """A command line for this computer that runs ``arguments`` as root in the machine; they end when it does."""
