@@ -11,10 +11,10 @@ CACHES := build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesi
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench bench-gpu clean
+.PHONY: help setup demo test test-cluster lint format bench bench-gpu clean
 
 help:  ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 setup: $(STAMP)  ## Create .venv with the pinned versions (a minute or two)
 
@@ -26,6 +26,10 @@ demo: $(STAMP)  ## Train, backtest and report on the embedded market
 test: export OMP_NUM_THREADS := 1
 test: $(STAMP)  ## Run all tests
 	@$(PY) -m pytest
+
+test-cluster: export OMP_NUM_THREADS := 1
+test-cluster: $(STAMP)  ## Try the cluster files on machines made of namespaces (Linux, root; minutes)
+	@$(PY) -m pytest -m "fleet or fleet_aws" -rs tests/fleet
 
 lint: $(STAMP)  ## Check style, formatting and types
 	@$(PY) -m ruff check

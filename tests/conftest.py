@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Faults come last: they end the session's Ray, and what else is broken shows sooner."""
-    items.sort(key=lambda item: item.get_closest_marker("faults") is not None)
+    """Faults and clusters come last: they end the session's Ray, and what else is broken shows sooner."""
+    items.sort(key=lambda item: [item.get_closest_marker(name) is not None for name in ("fleet", "faults")])
 
 
 @pytest.fixture(scope="session", autouse=True)
