@@ -9,6 +9,7 @@ import numpy as np
 
 from envs.bars import Bars, infer_bars_per_year, is_intraday, join_bars, load_bars, resolve_directory, sessions
 from envs.features import compute_features, feature_names, lookback
+from envs.placebo import shuffled_days
 from envs.scaler import Scaler
 from envs.synthetic import synthetic_pair
 from rayconf.errors import UserError
@@ -134,6 +135,8 @@ def build_market(
     """
     a, b, joined = join_bars(a, b)
     notes = [f"{pair}: {joined.text}"]
+    if run.data.placebo != "none":
+        notes.append(f"{pair}: a placebo, days in another order (seed {run.data.placebo_seed}): no edge is real here")
     session = sessions(a.dates)
     per_session = int(np.median(np.bincount(session)))
     embargo = run.split.embargo
@@ -230,6 +233,13 @@ def _common_borders(legs: dict[str, tuple[Bars, Bars]], run: RunConfig) -> Borde
 
 def load_legs(run: RunConfig) -> dict[str, tuple[Bars, Bars]]:
     """Both legs of every pair; the directory is looked up, and each ticker read, once."""
+    legs = _read_legs(run)
+    if run.data.placebo == "none":
+        return legs
+    return {pair: shuffled_days(*both, run.data.placebo_seed) for pair, both in legs.items()}
+
+
+def _read_legs(run: RunConfig) -> dict[str, tuple[Bars, Bars]]:
     if run.data.dir is None:
         return {pair: synthetic_pair(pair, run.synthetic) for pair in run.data.pairs}
     tickers = {pair: pair.split("/") for pair in run.data.pairs}

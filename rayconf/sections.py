@@ -38,6 +38,12 @@ class DataConfig(Section):
     bars_per_year: Positive | None = None
     """Bars per year; null: inferred from the dates (252 sessions, or 365 for a market that never closes)."""
 
+    placebo: Literal["none", "shuffled_days"] = "none"
+    """``shuffled_days``: the days of the prices in another order, alike for all tickers, so that no day says anything
+    about a later one: a run that still finds an edge there is broken."""
+    placebo_seed: int = 0
+    """Seed of that order."""
+
     @field_validator("pairs", mode="before")
     @classmethod
     def _listed(cls, pairs: object) -> object:
