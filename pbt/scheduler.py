@@ -151,11 +151,15 @@ class PairPBT(FIFOScheduler):
         busy = len(tune_controller._running_trials) + len(tune_controller._pending_trials)
         if busy >= self.slots and not tune_controller._actor_cache.num_cached_objects:
             return None
+        # A node that was lost leaves members waiting for actors of their own that will not come: freed ones are theirs as
+        # much as anybody's.
+        parked = busy > self.slots
         waiting = [
             ((self.populations[pair].generation, pair, member), trial)
             for (pair, member), trial in self._trials.items()
             if trial.status in (Trial.PENDING, Trial.PAUSED)
-            and trial not in tune_controller._staged_trials
+            and (parked or trial not in tune_controller._staged_trials)
+            and trial not in tune_controller._resetting_trials
             and not self.populations[pair].complete
             and not self.populations[pair].reported(member)
         ]

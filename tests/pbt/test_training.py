@@ -161,7 +161,7 @@ def test_the_private_names_of_ray_that_the_scheduler_uses() -> None:
 
     source = inspect.getsource(TuneController.__init__)
     assert "self._actor_cache = _ObjectCache" in source
-    for name in ("staged", "pending", "running"):
+    for name in ("staged", "pending", "running", "resetting"):
         assert f"self._{name}_trials" in source
     assert callable(TuneController.update_max_pending_trials)
     assert isinstance(RayActorManager.num_live_actors, property)
