@@ -151,8 +151,7 @@ class PairPBT(FIFOScheduler):
         busy = len(tune_controller._running_trials) + len(tune_controller._pending_trials)
         if busy >= self.slots and not tune_controller._actor_cache.num_cached_objects:
             return None
-        # A node that was lost leaves members waiting for actors of their own that will not come: freed ones are theirs as
-        # much as anybody's.
+        # A lost node leaves members waiting for actors of their own that will not come: freed ones are theirs as much.
         parked = busy > self.slots
         waiting = [
             ((self.populations[pair].generation, pair, member), trial)
