@@ -52,7 +52,7 @@ class Cloud:
 
     def reclaim(self, instance: Instance) -> None:
         """EC2 takes a spot instance back: its machine ends, and then EC2 says so."""
-        self._rack.machines[instance.name].shut_down()
+        self._rack.machines[instance.name].end()
         self._laptop.run(f"reclaim {instance.name}", "python", "-m", "tests.fleet.ec2", "reclaim", instance.name)
 
     def wait(self, seconds: float, kinds: Sequence[str | None]) -> None:
@@ -77,9 +77,7 @@ class Cloud:
 
     def _follow(self, running: dict[str, Instance]) -> None:
         for name in self.running.keys() - running.keys():
-            machine = self._rack.machines[name]
-            if machine.running:
-                machine.shut_down()
+            self._rack.machines[name].end()
             self.history.append((time.time(), "end", self.running.pop(name)))
         for name in running.keys() - self.running.keys():
             instance = running[name]

@@ -99,13 +99,8 @@ class Machine:
         self.rack.in_switch("ip", "link", "del", f"port{self.port}")
         self.end()
 
-    def shut_down(self) -> None:
-        """End it as a machine ends that is told to: its connections are closed."""
-        self.end()
-        self.rack.in_switch("ip", "link", "del", f"port{self.port}")
-
     def end(self) -> None:
-        """End all its processes."""
+        """End all its processes, as a machine does that is told to: its connections are closed, its card is gone."""
         if self.running:
             assert self.process is not None
             inside = psutil.Process(self.process.pid).children()
