@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ray.actor import ActorHandle
 from ray.tune import Callback
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
@@ -27,7 +28,19 @@ Listener = Callable[[str, PairPopulation, list[Decision] | None], None]
 
 
 class KeepActors(BasicVariantGenerator):
-    """Grid of members that counts as finished only when no trial lives, so that Tune keeps paused actors."""
+    """Grid of members that counts as finished only when no trial lives, so that Tune keeps paused actors.
+
+    Members come one by one, as slots get free for them: Tune asks for the room of every trial that it has, and a
+    cluster would bring machines that nobody needs.
+    """
+
+    def __init__(self, free: Callable[[], bool]) -> None:
+        super().__init__()
+        self._free = free
+
+    def next_trial(self) -> Trial | None:
+        """The next member, if a slot is free."""
+        return super().next_trial() if self._free() else None
 
     def is_finished(self) -> bool:
         """Whether every trial was created and ended."""
@@ -148,7 +161,7 @@ class PairPBT(FIFOScheduler):
             if population.complete and population.pair not in self._ended:
                 self._stop_idle(tune_controller, population)
         # Tune asks several times per result, mostly while nothing is free.
-        busy = len(tune_controller._running_trials) + len(tune_controller._pending_trials)
+        busy = self._busy(tune_controller)
         if busy >= self.slots and not tune_controller._actor_cache.num_cached_objects:
             return None
         # A lost node leaves members waiting for actors of their own that will not come: freed ones are theirs as much.
@@ -164,15 +177,25 @@ class PairPBT(FIFOScheduler):
         ]
         return min(waiting, key=lambda item: item[0])[1] if waiting else None
 
+    def free(self) -> bool:
+        """Whether fewer members train, or wait for an actor of their own, than there are slots."""
+        return self._controller is None or self._busy(self._controller) < self.slots
+
+    @staticmethod
+    def _busy(tune_controller: TuneController) -> int:
+        return len(tune_controller._running_trials) + len(tune_controller._pending_trials)
+
     @property
     def unfinished(self) -> int:
         """Members of pairs that are not complete."""
         return sum(len(p.committed.members) for p in self.populations.values() if not p.complete)
 
     @property
-    def actors(self) -> int:
+    def live_actors(self) -> list[ActorHandle]:
         """Actors alive, whether they train or wait for their next member."""
-        return 0 if self._controller is None else self._controller._actor_manager.num_live_actors
+        if self._controller is None:
+            return []
+        return [actor for actor, _ in self._controller._actor_manager._live_actors_to_ray_actors_resources.values()]
 
     @property
     def starting(self) -> int:

@@ -94,7 +94,7 @@ def train(
         param_space={"ticket": tune.grid_search(tickets)},
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
-            search_alg=KeepActors(),
+            search_alg=KeepActors(scheduler.free),
             reuse_actors=True,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,

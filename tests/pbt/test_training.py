@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 from ray import tune
+from ray._private.state import GlobalState
 from ray.air.execution._internal import RayActorManager
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
@@ -164,7 +165,8 @@ def test_the_private_names_of_ray_that_the_scheduler_uses() -> None:
     for name in ("staged", "pending", "running", "resetting"):
         assert f"self._{name}_trials" in source
     assert callable(TuneController.update_max_pending_trials)
-    assert isinstance(RayActorManager.num_live_actors, property)
+    assert "self._live_actors_to_ray_actors_resources" in inspect.getsource(RayActorManager.__init__)
+    assert "NodeID" in inspect.getsource(GlobalState._gen_actor_info)
     assert isinstance(_ObjectCache.num_cached_objects, property)
     assert callable(TuneController._set_trial_status)
     assert callable(TuneController.stop_trial)
@@ -192,3 +194,17 @@ def test_a_member_asks_for_a_cpu_and_its_share_of_a_gpu(tiny_run: RunConfig, tmp
         run = tiny_run.model_copy(update={"resources": resources})
         config = ticket(run, tmp_path, run.data.pairs[0], "m00", 0, {}, None)
         assert PairMember.default_resource_request(config).bundles == [bundle]
+
+
+def test_no_more_room_is_asked_for_than_there_are_slots(
+    ray_session: None, tiny_run: RunConfig, tiny_markets: Mapping[str, PairMarket], tmp_path: Path
+) -> None:
+    """Tune asks for the room of every member that it has: a cluster would bring machines that nobody needs."""
+    seen: list[int] = []
+
+    def count(event: str, population: PairPopulation, decisions: list[Decision] | None) -> None:
+        table = ray.util.placement_group_table()
+        seen.append(sum(group["state"] in ("PENDING", "CREATED") for group in table.values()))
+
+    run_training(tiny_run, tiny_markets, tmp_path / "run", [count], slots=1)
+    assert max(seen) == 1
