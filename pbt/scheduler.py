@@ -6,6 +6,7 @@ the trials' configs. Nothing here depends on the order or the time of events.
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers.trial_scheduler import FIFOScheduler, TrialScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
+from ray.tune.utils.object_cache import _ObjectCache
 
 from pbt.decisions import Decision
 from pbt.disk import DiskFullError, is_full
@@ -23,6 +25,8 @@ from pbt.member import UNFIT, UnfitNodeError, ticket
 from pbt.population import PairPopulation
 from rayconf.run_config import RunConfig
 
+START_PATIENCE = 60.0
+"""Seconds that a member waits for an actor of its own while there is room, before it takes another one's."""
 Listener = Callable[[str, PairPopulation, list[Decision] | None], None]
 """Called with the event (result, failure, barrier), its population and, at a barrier, the decisions."""
 
@@ -47,6 +51,28 @@ class KeepActors(BasicVariantGenerator):
         return bool(self._finished and not self._live_trials)
 
 
+class Reserve(_ObjectCache):
+    """Tune's cache of actors between two members, which gives one out only where the scheduler says so.
+
+    Tune itself would hand a freed actor to a member whose own is still starting, and end the start. Where generations
+    are shorter than a start, a node that joined, or an actor that died, would never become a slot again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(may_keep_one=True)
+        self.granted = 0
+
+    def has_cached_object(self, key: Any) -> bool:
+        """Whether an actor may be taken now."""
+        return self.granted > 0 and bool(super().has_cached_object(key))
+
+    def pop_cached_object(self, key: Any) -> Any:
+        """Take an actor."""
+        taken = super().pop_cached_object(key)
+        self.granted -= 1
+        return taken
+
+
 class PairPBT(FIFOScheduler):
     """Synchronous PBT with one barrier per pair.
 
@@ -64,6 +90,7 @@ class PairPBT(FIFOScheduler):
         self._run, self._place = run, place
         self.slots = slots
         """Actors that may live at once; may change at any time."""
+        self._asked: dict[Trial, float] = {}  # since when members wait for actors of their own
         self._ended: set[str] = set()  # complete pairs whose trials have ended
         self._cached = 0  # actors that Tune keeps between two members
         self.populations = dict(populations)
@@ -77,7 +104,7 @@ class PairPBT(FIFOScheduler):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what lives in the driver alone: Tune pickles the scheduler when it starts."""
-        return {**self.__dict__, "listeners": [], "_trials": {}, "_reasons": {}, "_controller": None}
+        return {**self.__dict__, "listeners": [], "_trials": {}, "_reasons": {}, "_asked": {}, "_controller": None}
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """The metric is the scheduler's own."""
@@ -86,6 +113,8 @@ class PairPBT(FIFOScheduler):
     def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
         """Register a new trial; keep an actor cached per slot. A lost member waits for its pair's barrier."""
         key = _key(trial)
+        if not self._trials:
+            tune_controller._tune_controller._actor_cache = Reserve()
         if key not in self._trials:
             self._trials[key] = trial
             self._keep_actors(tune_controller)
@@ -96,6 +125,7 @@ class PairPBT(FIFOScheduler):
         """Take a generation's result and pause; trials end when their pair is complete."""
         pair, member = _key(trial)
         population = self.populations[pair]
+        self._asked.pop(trial, None)
         with self._fatal():
             population.report(member, result)
             self._tell("result", population)
@@ -147,11 +177,7 @@ class PairPBT(FIFOScheduler):
             self._reviving = None
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
-        """Close barriers that are ready, then the waiting member with the fewest generations, if a slot is free.
-
-        Tune would hand a freed actor to a trial whose own actor is still starting, and lose a slot for good, if
-        more trials were offered than slots exist.
-        """
+        """Close barriers that are ready, then the waiting member with the fewest generations, if a slot is free."""
         self._controller = tune_controller
         self._keep_actors(tune_controller)
         for population in self.populations.values():
@@ -161,21 +187,31 @@ class PairPBT(FIFOScheduler):
             if population.complete and population.pair not in self._ended:
                 self._stop_idle(tune_controller, population)
         # Tune asks several times per result, mostly while nothing is free.
-        busy = self._busy(tune_controller)
-        if busy >= self.slots and not tune_controller._actor_cache.num_cached_objects:
+        reserve: Reserve = tune_controller._actor_cache
+        cached = reserve.num_cached_objects
+        reserve.granted = 0
+        if not cached and not self.free():
             return None
-        # A lost node leaves members waiting for actors of their own that will not come: freed ones are theirs as much.
-        parked = busy > self.slots
         waiting = [
             ((self.populations[pair].generation, pair, member), trial)
             for (pair, member), trial in self._trials.items()
             if trial.status in (Trial.PENDING, Trial.PAUSED)
-            and (parked or trial not in tune_controller._staged_trials)
             and trial not in tune_controller._resetting_trials
             and not self.populations[pair].complete
             and not self.populations[pair].reported(member)
+            and (trial not in tune_controller._staged_trials or not self._starts(trial))
         ]
-        return min(waiting, key=lambda item: item[0])[1] if waiting else None
+        if not waiting:
+            return None
+        reserve.granted = min(1, cached)
+        return min(waiting, key=lambda item: item[0])[1]
+
+    def _starts(self, trial: Trial) -> bool:
+        """Whether a member's own actor is starting, or can be expected to: there is room, and it did not wait long."""
+        assert self._controller is not None
+        live = self._controller._actor_manager._live_actors_to_ray_actors_resources
+        coming = self._controller._trial_to_actor.get(trial) in live or len(live) < self.slots
+        return coming and time.monotonic() - self._asked.setdefault(trial, time.monotonic()) < START_PATIENCE
 
     def free(self) -> bool:
         """Whether fewer members train, or wait for an actor of their own, than there are slots."""

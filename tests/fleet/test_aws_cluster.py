@@ -29,8 +29,8 @@ CHANGES = {
     # Workers go while the test looks on.
     "idle_timeout_minutes": 0.5,
 }
-GENERATIONS = 12
-"""The reclaim comes after the first; what is left must last until a replacement is asked for."""
+GENERATIONS = 30
+"""The run begins on the first machine; what is left after the reclaim must last until a replacement trains."""
 FILE = "/root/cluster.yaml"
 
 
@@ -67,8 +67,15 @@ def test_a_spot_reclaim_on_a_cluster_of_the_shipped_file(tmp_path: Path, capsys:
             assert f" at {unlucky.address};" in lost.detail.item()
             came = [when for when, what, instance in ec2.history if what == "start" and instance not in before]
             replaced = min(when for when in came if when > off)
+            joined = events[(events.kind == "node_joined") & (events.wall_time > off)].wall_time
+            assert len(joined), "no machine took the lost one's place before the run was over"
+            trained_on = (
+                pd.read_parquet(run.path / "frames" / "progress.parquet").query("wall_time > @joined.min()").host
+            )
+            assert set(trained_on) - {instance.name for instance in before}, "the replacement trained nobody"
             with capsys.disabled():
                 print(laptop.table())
+                print(f"from the reclaim to the replacement among the slots {joined.min() - off:.1f} s")
                 print(f"from the reclaim to node_lost {lost.wall_time.item() - off:.1f} s")
                 print(f"from the reclaim to the replacement's boot {replaced - off:.1f} s")
                 print(f"from the run's end to zero workers {zero - done:.1f} s")

@@ -12,7 +12,7 @@ import ray
 from ray import tune
 from ray._private.state import GlobalState
 from ray.air.execution._internal import RayActorManager
-from ray.tune.execution.tune_controller import TuneController
+from ray.tune.execution.tune_controller import TrialRunnerWrapper, TuneController
 from ray.tune.experiment import Trial
 from ray.tune.experiment.trial import _TemporaryTrialState
 from ray.tune.schedulers.trial_scheduler import TrialScheduler
@@ -164,6 +164,7 @@ def test_the_private_names_of_ray_that_the_scheduler_uses() -> None:
     assert "self._actor_cache = _ObjectCache" in source
     for name in ("staged", "pending", "running", "resetting"):
         assert f"self._{name}_trials" in source
+    assert "self._trial_to_actor" in source
     assert callable(TuneController.update_max_pending_trials)
     assert "self._live_actors_to_ray_actors_resources" in inspect.getsource(RayActorManager.__init__)
     assert "NodeID" in inspect.getsource(GlobalState._gen_actor_info)
@@ -177,6 +178,9 @@ def test_the_private_names_of_ray_that_the_scheduler_uses() -> None:
     assert "next(timeout=0.1)" in inspect.getsource(TuneController.step)
     assert callable(_ObjectCache.increase_max)
     assert callable(_ObjectCache.has_cached_object)
+    assert callable(_ObjectCache.pop_cached_object)
+    assert hasattr(TrialRunnerWrapper, "__getattr__")
+    assert "self._tune_controller" in inspect.getsource(TrialRunnerWrapper.__init__)
     assert issubclass(PairPBT, TrialScheduler)
 
 
