@@ -36,6 +36,7 @@ from benchmarks.fleet_costs import (
 )
 from benchmarks.fleet_model import BUCKETS, DRIVER_REQUESTS, SLOT_GETS, SLOT_PUTS, VISITS, Costs, Fleet, simulate
 from benchmarks.launches import launched
+from pbt.knocker import PATIENCE
 
 PER_PAIR = 8
 SLOTS = (16, 1)
@@ -47,8 +48,8 @@ SEARCH_TURNS = 4000
 """Generations times members of the runs that are tried; three generations at the least."""
 STRIDE, PRECISION = 1.3, 1.07
 """Of the search for the generation that is needed."""
-KNOCK, SILENCE = 0.0005, 2.0
-"""Assumed: a connection to a living node, seconds; a dead one's, which is ``pbt.watchdog``'s limit."""
+KNOCK, SILENCE = 0.0005, PATIENCE
+"""Assumed: a connection to a living node, seconds; a dead one's, which is ``pbt.knocker``'s limit."""
 MEASURED = ("pbt.population=4", "pbt.iterations=9", "tracking.tensorboard=false")
 
 

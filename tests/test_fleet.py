@@ -10,7 +10,6 @@ import pytest
 from benchmarks import fleet, workers
 from benchmarks.fleet_costs import driver_costs, measure_driver, start_seconds
 from benchmarks.fleet_model import DRIVER_REQUESTS, SLOT_GETS, SLOT_PUTS, VISITS, Costs, Fleet, Outcome, simulate
-from pbt import watchdog
 
 TIMES = np.random.default_rng(3).uniform(0.5, 1.5, 200)
 FREE = Costs(TIMES, turn=0.0)
@@ -108,10 +107,6 @@ def test_the_generation_that_is_said_to_be_needed_keeps_the_slots_busy() -> None
     assert enough >= fleet.BUSY > short
     lockstep = Fleet(1, 2, members=2, per_pair=2, generations=8)  # waits for the slower of two, however long they train
     assert fleet.needed_seconds(lockstep, FREE, seed=0) == np.inf
-
-
-def test_dead_nodes_are_silent_for_as_long_as_the_watchdog_listens() -> None:
-    assert fleet.SILENCE == watchdog.KNOCK_SECONDS
 
 
 def test_ratios_of_a_round_divide_workers_by_loops() -> None:
