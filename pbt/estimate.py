@@ -4,12 +4,12 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 
 from envs.market import PairMarket
 from pbt.generation import initial_key, train_segment, training_key
+from pbt.run_dir import member_name
 from rayconf.run_config import RunConfig
 from rayconf.session import Plan
 
@@ -49,11 +49,10 @@ def _attempt(run_json: str, market: PairMarket, index: int) -> tuple[float, floa
     """Seconds of one update, and of what a generation needs beside its updates."""
     run = RunConfig.model_validate_json(run_json)
     run = run.model_copy(update={"pbt": run.pbt.model_copy(update={"interval": 1})})
-    member, pair = f"m{index:02d}", market.pair
-    keys: dict[str, Any] = {"init_key": initial_key(run, pair, member)}
+    member, pair = member_name(index), market.pair
     for generation in (1, 2):
         key = training_key(run, pair, member, generation)
-        done = train_segment(run, market, {}, None, key, generation, **keys)
+        done = train_segment(run, market, {}, None, key, generation, init_key=initial_key(run, pair, member))
     return done.iterations[0].seconds, done.evaluation_seconds + done.state_seconds
 
 
