@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from rayconf.search import MUTABLE, Range
 from rayconf.sections import (
     DEFAULT_FRACTIONS,
+    AugmentConfig,
     BacktestConfig,
     CostsConfig,
     DataConfig,
@@ -25,6 +26,7 @@ from rayconf.sections import (
     SplitConfig,
     StagesConfig,
     SyntheticConfig,
+    UniverseConfig,
 )
 from rayconf.tracking import TrackingConfig
 
@@ -61,6 +63,8 @@ class RunConfig(Section):
     synthetic: SyntheticConfig = SyntheticConfig()
     split: SplitConfig = SplitConfig()
     features: FeaturesConfig = FeaturesConfig()
+    universe: UniverseConfig = UniverseConfig()
+    augment: AugmentConfig = AugmentConfig()
     costs: CostsConfig = CostsConfig()
     env: EnvConfig = EnvConfig()
     network: NetworkConfig = NetworkConfig()
@@ -112,6 +116,17 @@ class RunConfig(Section):
         for pair in self.data.pairs:
             if not PAIR.fullmatch(pair) or len(set(pair.split("/"))) != 2:
                 raise ValueError(f"data.pairs: {pair!r} is no pair; write two different tickers as AAA/BBB")
+        for pair in self.universe.pairs:
+            if not PAIR.fullmatch(pair) or len(set(pair.split("/"))) != 2:
+                raise ValueError(f"universe.pairs: {pair!r} is no pair; write two different tickers as AAA/BBB")
+        for ticker in (*self.universe.tickers, *self.universe.held_out):
+            if not PAIR.fullmatch(f"{ticker}/A"):
+                raise ValueError(f"universe: {ticker!r} is no ticker")
+        if self.augment.noise and self.network.encoder != "mlp":
+            raise ValueError(
+                f"augment.noise: {self.augment.noise} needs network.encoder mlp; {self.network.encoder} reads a bar "
+                "once for all accounts"
+            )
         if not self.data.pairs or len(set(self.data.pairs)) != len(self.data.pairs):
             raise ValueError("data.pairs: give each pair once, at least one")
         for pair in self.data.transferred:
