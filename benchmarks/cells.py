@@ -2,7 +2,8 @@
 
 A cell is a folder that appears under its name when it is complete: ``cell.parquet``, a row of figures per policy;
 ``daily.parquet``, net return, turnover and gross of every session by policy, split and scenario; ``fitness.parquet``,
-what validation said of every generation; and a folder per learned policy. All statistics come from ``daily`` later.
+what validation said of every generation; ``config.yaml``; and a folder per learned policy. All statistics come from
+``daily`` later.
 """
 
 import os
@@ -202,6 +203,7 @@ def _keep(
     temporary.mkdir(parents=True)
     daily.to_parquet(temporary / "daily.parquet", index=False, compression="zstd")
     _figures(job, pair, daily, learned, facts).to_parquet(temporary / "cell.parquet", index=False)
+    (temporary / "config.yaml").write_text(job.run.to_yaml())
     if learned is not None:
         learned.generations.to_parquet(temporary / "fitness.parquet", index=False)
         for name, policy in learned.policies.items():
@@ -226,7 +228,7 @@ def _figures(
             found |= {key: chosen[key] for key in ("member", "generation", "fitness", "smoothed")}
         rows.append(
             {
-                "row": job.row.name,
+                "kind": job.row.kind,
                 "pair": pair,
                 "seed": job.run.seed,
                 "policy": str(name),

@@ -21,6 +21,7 @@ import pandas as pd
 from rich.console import Console
 
 from analysis.journal import append_jsonl
+from analysis.summary import sessions_per_year
 from benchmarks.cells import Job, scenarios, work
 from benchmarks.folds import PAIRS, PERIODS, Fold, Period, Prices
 from benchmarks.ladder import BUDGET, ROWS, Ladder, Row
@@ -135,8 +136,10 @@ def report(benchmark: Benchmark, rows: Sequence[Row], console: Console) -> pd.Da
     """
     ladder = benchmark.ladder
     vol_target, equal_weight = (benchmark.found(ladder.row(name)) for name in YARDSTICKS)
-    if not vol_target or not equal_weight:
-        raise UserError(f"--report: measure the rows {' and '.join(YARDSTICKS)} first")
+    if not equal_weight:
+        raise UserError(
+            f"--report: {benchmark.out} has no cells of these pairs and folds; leave --report out to measure"
+        )
     names = [one.name for one in scenarios(benchmark.jobs(rows[0])[0].run) if one.name != BASE]
     table = []
     for row in rows:
@@ -202,7 +205,7 @@ def choose(
         cells = pd.concat([pd.read_parquet(folder / "cell.parquet") for folder in found.values()])
         means = cells[cells.policy == row.policy].mean(numeric_only=True)
         last = cells[cells.policy == "last"].mean(numeric_only=True)
-        difference = gap(own, other, 252)
+        difference = gap(own, other, sessions_per_year(own.index.to_numpy()))
         table.append(
             {
                 "row": " ".join(settings) or f"{row.name} itself",
@@ -272,11 +275,19 @@ def _run(args: argparse.Namespace) -> None:
     if args.report:
         report(benchmark, rows, console)
         return
+    if args.candidate and not args.choose:
+        raise UserError("--candidate: settings are tried by --choose alone")
     if args.choose and (len(rows) != 1 or not rows[0].learns):
         raise UserError("--choose: name one row that learns, e.g. --rows ppo")
+    candidates = [(), *(tuple(settings) for settings in args.candidate)]
+    for settings in candidates:
+        try:
+            ladder.digest(replace(rows[0], assignments=(*rows[0].assignments, *settings)))
+        except UserError as error:
+            raise UserError(f"--candidate: {str(error).removeprefix('--set: ')}") from error
     with start_ray(ResourcesConfig(cpus=args.workers, object_store_mb=100)):
         if args.choose:
-            choose(benchmark, rows[0], [(), *(tuple(settings) for settings in args.candidate)], console)
+            choose(benchmark, rows[0], candidates, console)
             return
         measure(benchmark, [*dict.fromkeys([*(ladder.row(name) for name in YARDSTICKS), *rows])], console)
     report(benchmark, rows, console)

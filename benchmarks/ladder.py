@@ -85,6 +85,7 @@ ROWS = (
     Row("ppo_last", "pair", snapshot="last"),
     Row("ppo", "pair"),
     Row("ppo_ensemble", "ensemble", of="ppo"),
+    Row("ppo_neutral", "pair", ("env.mapping=neutral",)),
 )
 
 

@@ -1,6 +1,7 @@
 """What the cells of the ladder say: a figure per row, all from daily returns, by the formulas of ``analysis``.
 
-The test spans of a pair and seed are strung together. A row's figure is the median over pairs of the mean over seeds.
+The test spans of a pair and seed are strung together. A row's figure is the median over pairs of the mean over seeds;
+the book is the account that holds all pairs in equal parts.
 Differences to another row are those of Sharpe ratios pair by pair, and their interval resamples the sessions of all
 pairs and both rows alike, in blocks (``analysis.bootstrap``), so that what accounts and pairs share cancels.
 """
@@ -8,6 +9,7 @@ pairs and both rows alike, in blocks (``analysis.bootstrap``), so that what acco
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from analysis.labels import interval, percent, plain
 from analysis.metrics import alpha_beta, cagr, max_drawdown, sharpe, volatility
 from analysis.summary import sessions_per_year
 from pbt.terms import BASE
+from rayconf.errors import UserError
 
 BLOCK = 63
 """Mean length of a resampled block in sessions."""
@@ -137,12 +140,18 @@ def figures(
         scenarios: Names of the scenarios whose Sharpe ratio has a column.
 
     Raises:
-        ValueError: The baselines lack a cell that the row has.
+        UserError: The baselines lack a cell that the row has.
     """
     block = block_of(found)
     if not block.size:
         return {"cells": len(found)}
     rule = Block(block.pairs, block.folds, (0,))
+    lacking = [
+        key for key in product(rule.pairs, rule.folds, rule.seeds) if key not in vol_target or key not in equal_weight
+    ]
+    if lacking:
+        pair, fold, _ = lacking[0]
+        raise UserError(f"--report: {pair} {fold} has no baselines; measure vol_target and equal_weight on it first")
     streams = strung(found, block, policy)
     own, target, equal = (
         returns_of(s) for s in (streams, strung(vol_target, rule, "rule"), strung(equal_weight, rule, "rule"))
@@ -159,6 +168,7 @@ def figures(
     ratios = each(lambda r, _: sharpe(r, per_year))
     seen = _in_sample(found, block, policy, per_year)
     difference = gap(own, target, per_year)
+    books = own.T.groupby(level=1).mean().T
     outside = median_of_means(ratios)
     inside = median_of_means(seen)
     spread = pd.Series(ratios).groupby(level=0).std(ddof=1).median() if len(block.seeds) > 1 else math.nan
@@ -169,6 +179,7 @@ def figures(
         "difference": difference.value,
         "difference_low": difference.low,
         "difference_high": difference.high,
+        "sharpe_book": float(np.mean([sharpe(books[seed].to_numpy(), per_year) for seed in block.seeds])),
         "alpha": median_of_means(each(lambda r, e: alpha_beta(r, e, per_year)[0])),
         "beta": median_of_means(each(lambda r, e: alpha_beta(r, e, per_year)[1])),
         "max_drawdown": median_of_means(each(lambda r, _: max_drawdown(r))),
@@ -206,6 +217,7 @@ HEADINGS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("gap", "gap", plain),
     ("difference", "to vol target", plain),
     ("interval", "95 % interval", str),
+    ("sharpe_book", "book", plain),
     ("alpha", "alpha", percent),
     ("beta", "beta", plain),
     ("max_drawdown", "drawdown", percent),
