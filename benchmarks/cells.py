@@ -43,6 +43,7 @@ class Job:
     """Work that belongs together: one training, evaluated on its pairs."""
 
     row: Row
+    fold: str
     run: RunConfig
     cells: Mapping[str, Path]
     """Folder of the cell by pair."""
@@ -115,7 +116,7 @@ def learn(run: RunConfig) -> Learned:
             seconds["construct_seconds"] += time.perf_counter() - began
     table = pd.DataFrame(rows)
     ends = table[table.generation == run.pbt.generations]
-    chosen = {"best": int(table.smoothed.idxmax()), "last": int(ends.smoothed.idxmax())}
+    chosen = {"best": int(table.smoothed.argmax()), "last": int(ends.index[ends.smoothed.argmax()])}
     for snapshot, at in chosen.items():
         table[snapshot] = table.index == at
     steps = run.pbt.population * run.pbt.iterations * run.ppo.num_envs * run.ppo.rollout_steps
@@ -230,6 +231,7 @@ def _figures(
             {
                 "kind": job.row.kind,
                 "pair": pair,
+                "fold": job.fold,
                 "seed": job.run.seed,
                 "policy": str(name),
                 "train_bars": market.splits["train"].rows,

@@ -67,10 +67,11 @@ class Fold:
             f"split.embargo={EMBARGO_BARS}",
         )
 
-    def digest(self, pairs: Sequence[str]) -> str:
-        """Digest of the prices of some pairs."""
-        tickers = sorted({ticker for pair in pairs for ticker in pair.split("/")})
-        return _digest("|".join(self.digests[ticker] for ticker in tickers).encode())
+    def digest(self, pairs: Sequence[str], *, everything: bool = False) -> str:
+        """Digest of some pairs and their prices, or of the prices of all tickers."""
+        tickers = {ticker for pair in pairs for ticker in pair.split("/")}
+        own = [self.digests[ticker] for ticker in sorted(self.digests) if everything or ticker in tickers]
+        return _digest("|".join([*pairs, *own]).encode())
 
 
 class Prices:
@@ -91,8 +92,8 @@ class Prices:
         folder = resolve_directory(data, wanted)
         files = {file.stem for file in folder.iterdir() if file.suffix.lower() in (".csv", ".parquet")}
         self._bars = {ticker: load_bars(folder, ticker, data) for ticker in sorted({*wanted, *files})}
-        legs = (tuple(self._bars[ticker].dates for ticker in pair.split("/")) for pair in pairs)
-        self._calendar = max((np.intersect1d(*both) for both in legs), key=len)
+        legs = ([self._bars[ticker].dates for ticker in pair.split("/")] for pair in pairs)
+        self._calendar = max((np.intersect1d(a, b) for a, b in legs), key=len)
         self._out = out
 
     def fold(self, period: Period) -> Fold:

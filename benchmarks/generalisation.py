@@ -47,7 +47,8 @@ class Benchmark:
 
     def cell(self, row: Row, fold: Fold, pair: str, seed: int) -> Path:
         """Folder of a cell: what it computes, on which prices, for whom."""
-        prices = fold.digest(self.pairs if row.kind == "universe" else (pair,))
+        universe = row.kind == "universe"
+        prices = fold.digest(self.pairs if universe else (pair,), everything=universe)
         one = f"{folder_name(pair)}_{fold.name}_s{seed}_{prices}"
         return self.out / "cells" / f"{row.kind}-{self.ladder.digest(row)}" / one
 
@@ -68,7 +69,8 @@ class Benchmark:
                         pair: tuple(self.cell(source, fold, pair, s) for s in self.seeds(source)) for pair in group
                     }
                     run = self.ladder.run(source, fold, group, seed)
-                    jobs.append(Job(row, run, cells, members if row.kind == "ensemble" else {}, tuple(splits)))
+                    averaged = members if row.kind == "ensemble" else {}
+                    jobs.append(Job(row, fold.name, run, cells, averaged, tuple(splits)))
         return jobs
 
     def found(self, row: Row) -> Found:
@@ -118,7 +120,7 @@ def measure(
 
 def _told(job: Job, seconds: Mapping[str, float], number: int, of: int) -> str:
     pairs = next(iter(job.cells)) if len(job.cells) == 1 else f"{len(job.cells)} pairs"
-    line = f"[{number}/{of}] {job.row.name} {pairs} from {job.run.split.test_start} seed {job.run.seed}: "
+    line = f"[{number}/{of}] {job.row.name} {pairs} {job.fold} seed {job.run.seed}: "
     line += f"{seconds['seconds']:.1f} s"
     if seconds["env_steps"]:
         speed = seconds["env_steps"] / seconds["train_seconds"]
@@ -159,9 +161,7 @@ def report(benchmark: Benchmark, rows: Sequence[Row], console: Console) -> pd.Da
 
 def _notes(found: Found) -> list[str]:
     """What a reader should know of the figures."""
-    cells = pd.concat(
-        [pd.read_parquet(folder / "cell.parquet").assign(fold=fold) for (_, fold, _), folder in found.items()]
-    )
+    cells = pd.concat([pd.read_parquet(folder / "cell.parquet") for folder in found.values()])
     few = cells.sort_values("train_bars").groupby("pair", sort=False).first().query("train_bars < 1260")
     short = [f"{pair} {one.fold} has {one.train_bars} training bars from {one.first_train_date:%Y-%m} on"
              for pair, one in few.iterrows()]  # fmt: skip

@@ -109,6 +109,7 @@ def gap(own: pd.DataFrame, other: pd.DataFrame, per_year: float) -> Gap:
     """
     if not own.index.equals(other.index):
         raise ValueError("two rows of other sessions cannot be paired")
+    mine, theirs = (list(frame.columns.get_level_values(0)) for frame in (own, other))
     both = [own[column].to_numpy() for column in own] + [other[column].to_numpy() for column in other]
     root = math.sqrt(per_year)
     level = root * np.array([[sharpe(stream, 1) for stream in both]])
@@ -117,10 +118,10 @@ def gap(own: pd.DataFrame, other: pd.DataFrame, per_year: float) -> Gap:
     def difference(values: np.ndarray) -> np.ndarray:
         """Of Sharpe ratios [B, K], by resample [B]."""
         per_pair = []
-        for pair in dict.fromkeys(pair for pair, _ in own.columns):
-            mine = [i for i, (name, _) in enumerate(own.columns) if name == pair]
-            theirs = [len(own.columns) + i for i, (name, _) in enumerate(other.columns) if name == pair]
-            per_pair.append(values[:, mine].mean(axis=1) - values[:, theirs].mean(axis=1))
+        for pair in dict.fromkeys(mine):
+            ours = [i for i, name in enumerate(mine) if name == pair]
+            others = [len(mine) + i for i, name in enumerate(theirs) if name == pair]
+            per_pair.append(values[:, ours].mean(axis=1) - values[:, others].mean(axis=1))
         return np.median(np.stack(per_pair), axis=0)
 
     low, high = np.quantile(difference(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

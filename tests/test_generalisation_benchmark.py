@@ -125,12 +125,10 @@ def test_prices_after_the_end_of_a_fold_change_nothing(measured: Benchmark, tmp_
 
 def test_an_ensemble_of_equal_members_is_the_member(measured: Benchmark, tmp_path: Path) -> None:
     (job,) = [
-        job
-        for job in measured.jobs(LADDER.row("ppo_ensemble"))
-        if [*job.cells] == ["AAA/BBB"] and job.run.split.test_start == "2010-01-01"
+        job for job in measured.jobs(LADDER.row("ppo_ensemble")) if [*job.cells] == ["AAA/BBB"] and job.fold == "2010"
     ]
     one, two = job.members["AAA/BBB"]
-    work(Job(job.row, job.run, {"AAA/BBB": tmp_path / "same"}, {"AAA/BBB": (one, one)}))
+    work(Job(job.row, job.fold, job.run, {"AAA/BBB": tmp_path / "same"}, {"AAA/BBB": (one, one)}))
     pd.testing.assert_frame_equal(daily(tmp_path / "same"), daily(one), check_exact=True)
     mean = daily(job.cells["AAA/BBB"])
     assert all((mean.net_return - daily(member).net_return).abs().max() > 1e-6 for member in (one, two))
