@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 
 from algos.config import PairPPOConfig
@@ -116,7 +117,7 @@ def learn(run: RunConfig) -> Learned:
             seconds["construct_seconds"] += time.perf_counter() - began
     table = pd.DataFrame(rows)
     ends = table[table.generation == run.pbt.generations]
-    chosen = {"best": int(table.smoothed.argmax()), "last": int(ends.index[ends.smoothed.argmax()])}
+    chosen = {"best": int(table.smoothed.argmax()), "last": int(ends.index.to_numpy()[ends.smoothed.argmax()])}
     for snapshot, at in chosen.items():
         table[snapshot] = table.index == at
     steps = run.pbt.population * run.pbt.iterations * run.ppo.num_envs * run.ppo.rollout_steps
@@ -198,9 +199,11 @@ def work(job: Job) -> dict[str, float]:
 def _keep(
     job: Job, pair: str, folder: Path, daily: pd.DataFrame, learned: Learned | None, facts: Mapping[str, float]
 ) -> None:
-    """Write a cell; its folder gets its name last."""
+    """Write a cell; its folder gets its name last, and what a killed process left of it goes."""
+    for left in folder.parent.glob(f"{folder.name}.*"):
+        if not psutil.pid_exists(int(left.suffix[1:])):
+            shutil.rmtree(left)
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     daily.to_parquet(temporary / "daily.parquet", index=False, compression="zstd")
     _figures(job, pair, daily, learned, facts).to_parquet(temporary / "cell.parquet", index=False)
@@ -209,7 +212,12 @@ def _keep(
         learned.generations.to_parquet(temporary / "fitness.parquet", index=False)
         for name, policy in learned.policies.items():
             policy.save(temporary / name)
-    temporary.rename(folder)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(temporary)  # another command kept the same cell meanwhile
 
 
 def _figures(

@@ -137,8 +137,10 @@ class Prices:
                 pd.DataFrame(_columns(bars)).to_parquet(temporary / f"{ticker}.parquet", index=False)
             try:
                 temporary.rename(folder)
-            except OSError:  # another process was faster
-                shutil.rmtree(temporary)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+                shutil.rmtree(temporary)  # another command cut the same meanwhile
         return Fold(name, folder.resolve(), validation_start, test_start, digests)
 
 

@@ -26,7 +26,10 @@ BASE = (
     "costs.leverage=1",
     "env.lag=1",
     "env.mapping=direct",
+    "env.adjustment=1",
+    "env.no_trade_band=0",
     "env.episode_bars=256",
+    "features.prior=flat",
     "network.encoder=mlp",
     "network.hidden=[64, 64]",
     "network.dropout=0",
@@ -76,6 +79,8 @@ class Row:
         return self.kind in ("pair", "universe")
 
 
+RESIDUAL = ("env.mapping=residual", "features.prior=vol_target", "env.reach=0.25")
+
 ROWS = (
     Row("cash", "baseline", of="cash"),
     Row("equal_weight", "baseline", of="equal_weight"),
@@ -86,6 +91,8 @@ ROWS = (
     Row("ppo", "pair"),
     Row("ppo_ensemble", "ensemble", of="ppo"),
     Row("ppo_neutral", "pair", ("env.mapping=neutral",)),
+    Row("residual", "pair", RESIDUAL),
+    Row("residual_ensemble", "ensemble", of="residual"),
 )
 
 

@@ -19,7 +19,7 @@ from rich import box
 from rich.table import Table
 
 from analysis.bootstrap import LEVEL, resampled_sharpes
-from analysis.labels import interval, percent, plain
+from analysis.labels import NOTHING, interval, percent, plain
 from analysis.metrics import alpha_beta, cagr, max_drawdown, sharpe, volatility
 from analysis.summary import sessions_per_year
 from pbt.terms import BASE
@@ -240,9 +240,8 @@ def shown(rows: Sequence[dict[str, Any]], scenarios: Sequence[str]) -> tuple[lis
         values = {**row, "interval": interval(row.get("difference_low"), row.get("difference_high"))}
         line = [str(row["row"])]
         for name, _, form in columns:
-            value = values.get(name)
-            empty = value is None or (isinstance(value, float) and math.isnan(value))
-            line.append("-" if empty else form(value))
+            value = values.get(name, math.nan)
+            line.append(NOTHING if isinstance(value, float) and math.isnan(value) else form(value))
         lines.append(line)
     return ["row", *(heading for _, heading, _ in columns)], lines
 

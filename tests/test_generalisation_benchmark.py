@@ -1,7 +1,6 @@
 """The ladder over walk-forward folds: what is kept, what may be seen, and that its figures are what they say."""
 
 import io
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +31,7 @@ SMALL = (
     "pbt.bootstrap=99",
 )
 TOGETHER = Row("together", "universe")
-LADDER = Ladder(rows=(*ROWS, TOGETHER), base=(*BASE, *SMALL), budget=3 * 4096, seeds=2)
+LADDER = Ladder(rows=(*ROWS, TOGETHER), base=(*BASE, *SMALL), budget=2 * 4096, seeds=2)
 NAMES = ("equal_weight", "vol_target", "ppo", "ppo_ensemble")
 QUIET = Console(file=io.StringIO())
 
@@ -89,13 +88,12 @@ def test_cells_that_are_there_are_not_computed_again(measured: Benchmark) -> Non
     assert measure(measured, rows(*NAMES, "ppo_last"), QUIET) == 0  # the last snapshots came with the best
     lost = cells["CCC/DDD", "2011", 1]
     kept = daily(lost)
-    shutil.rmtree(lost)
+    torn = lost.with_name(f"{lost.name}.{2**30}")  # as a process leaves it that is killed while it writes
+    lost.rename(torn)
     assert measure(measured, rows(*NAMES), QUIET) == 1
     pd.testing.assert_frame_equal(daily(lost), kept, check_exact=True)
     assert all((cell / "daily.parquet").stat().st_mtime_ns == at for cell, at in before.items() if cell != lost)
-    # half a cell is none
-    leftovers = [path for path in (measured.out / "cells").glob("*/*") if path not in {*cells.values()}]
-    assert not [path for path in leftovers if "." in path.name]
+    assert not torn.exists()
 
 
 def test_folds_end_where_they_say(measured: Benchmark, data: Path) -> None:
@@ -154,7 +152,7 @@ def test_a_member_trains_as_in_a_run_and_the_best_on_validation_is_kept(measured
     smoothed = pd.Series(fitness).ewm(alpha=1 - run.pbt.fitness_smoothing, adjust=False).mean()
     np.testing.assert_allclose(table.smoothed, smoothed)
     assert table.best.tolist() == (smoothed == smoothed.max()).tolist()
-    assert table["last"].tolist() == [False, False, True]
+    assert table["last"].tolist() == [False, True]
 
 
 def test_figures_are_those_of_the_strung_test_spans(measured: Benchmark) -> None:
@@ -193,12 +191,12 @@ def test_the_interval_resamples_all_pairs_and_both_rows_alike(measured: Benchmar
     block = block_of(found)
     own = returns_of(strung(found, block, "last"))
     other = returns_of(strung(target, replace(block, seeds=(0,)), "rule"))
+    mine, rule = own.to_numpy().reshape(len(own), 2, 2), other.to_numpy()  # [D, pair, seed], [D, pair]
     drawn = []
     for indices in resampled_indices(len(own), BLOCK, RESAMPLES):
-        for rows_drawn in indices:
-            one, two = own.iloc[rows_drawn], other.iloc[rows_drawn]
-            ratios, rule = (np.sqrt(252) * part.mean() / part.std(ddof=0) for part in (one, two))
-            drawn.append(np.median([ratios[pair].mean() - rule[pair, 0] for pair in PAIRS]))
+        for chosen in indices:
+            one, two = (np.sqrt(252) * part[chosen].mean(axis=0) / part[chosen].std(axis=0) for part in (mine, rule))
+            drawn.append(np.median(one.mean(axis=1) - two))
     found_gap = gap(own, other, 252)
     assert (found_gap.low, found_gap.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
 
