@@ -14,6 +14,7 @@ import datetime
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +61,14 @@ class Benchmark:
         """All work of a row, in the order of its doing: a seed after the other, a pair after the other."""
         jobs = []
         groups = [self.pairs] if row.kind == "universe" else [(pair,) for pair in self.pairs]
-        for seed in self.seeds(row):
-            for group in groups:
-                for fold in self.folds:
-                    cells = {pair: self.cell(row, fold, pair, seed) for pair in group}
-                    source = self.ladder.trained(row)
-                    members = {
-                        pair: tuple(self.cell(source, fold, pair, s) for s in self.seeds(source)) for pair in group
-                    }
-                    run = self.ladder.run(source, fold, group, seed)
-                    averaged = members if row.kind == "ensemble" else {}
-                    jobs.append(Job(row, fold.name, run, cells, averaged, tuple(splits)))
+        source = self.ladder.trained(row)
+        for seed, group, fold in product(self.seeds(row), groups, self.folds):
+            cells = {pair: self.cell(row, fold, pair, seed) for pair in group}
+            members: dict[str, tuple[Path, ...]] = {}
+            if row.kind == "ensemble":
+                members = {pair: tuple(self.cell(source, fold, pair, s) for s in self.seeds(source)) for pair in group}
+            run = self.ladder.run(source, fold, group, seed)
+            jobs.append(Job(row, fold.name, run, cells, members, tuple(splits)))
         return jobs
 
     def found(self, row: Row) -> Found:
@@ -142,7 +140,9 @@ def report(benchmark: Benchmark, rows: Sequence[Row], console: Console) -> pd.Da
         raise UserError(
             f"--report: {benchmark.out} has no cells of these pairs and folds; leave --report out to measure"
         )
-    names = [one.name for one in scenarios(benchmark.jobs(rows[0])[0].run) if one.name != BASE]
+    names = [
+        one.name for one in scenarios(ladder.run(rows[0], benchmark.folds[0], benchmark.pairs, 0)) if one.name != BASE
+    ]
     table = []
     for row in rows:
         found = benchmark.found(row)

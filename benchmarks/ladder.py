@@ -7,6 +7,7 @@ A row is a name, how its policies come to be (``kind``), and assignments over ``
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from benchmarks.folds import Fold
@@ -122,6 +123,7 @@ class Ladder:
         """The run of a cell."""
         return self._config(row, *fold.assignments(), f"data.pairs=[{', '.join(pairs)}]", f"seed={seed}")
 
+    @cache  # noqa: B019  asked for every cell, and there are few ladders
     def digest(self, row: Row) -> str:
         """What the row computes, whatever the fold, pair and seed: its kind and its whole config."""
         run = self._config(self.trained(row)).model_copy(
