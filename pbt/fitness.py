@@ -7,6 +7,7 @@ Romano 1992) of S over the whole span.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +76,14 @@ def pooled_score(returns: np.ndarray, per_year: float, pbt: PBTConfig) -> float:
     """The fitness statistic over all sessions [S], without windows or standard error."""
     values = _values(returns, pbt)
     return float(_score(values.mean(), values.var(), per_year, pbt))
+
+
+def smoothed(history: Sequence[float], past: float) -> float:
+    """Exponential mean of a fitness history, oldest first, that gives the past the weight ``past`` at every step."""
+    score = history[0]
+    for value in history[1:]:
+        score = past * score + (1 - past) * value
+    return score
 
 
 def window_starts(sessions: int, pbt: PBTConfig) -> range:
