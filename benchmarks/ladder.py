@@ -5,6 +5,7 @@ A row is a name, how its policies come to be (``kind``), and assignments over ``
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -129,7 +130,9 @@ class Ladder:
         run = self._config(self.trained(row)).model_copy(
             update={"data": DataConfig(), "split": SplitConfig(), "seed": 0}
         )
-        parts = [row.kind, run.identity]
+        # what is at its default does not count, so that a field that comes to be leaves the cells as they are
+        settings = run.model_dump(mode="json", exclude_defaults=True, exclude={"name", "resources", "tracking"})
+        parts = [row.kind, json.dumps(settings, sort_keys=True)]
         if row.kind == "baseline":
             parts.append(row.of)
         if row.kind == "ensemble":

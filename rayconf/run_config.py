@@ -95,6 +95,7 @@ class RunConfig(Section):
             synthetic = SyntheticConfig.model_validate(data.get("synthetic", {}))
             features = FeaturesConfig.model_validate(data.get("features", {}))
             backtest = BacktestConfig.model_validate(data.get("backtest", {}))
+            pbt = PBTConfig.model_validate(data.get("pbt", {}))
         except ValidationError:
             return data  # reported by the ordinary validation, with the full path
         update: dict[str, Any] = {}
@@ -104,6 +105,9 @@ class RunConfig(Section):
             update["train_cost_bps"] = costs.real_bps
         resolved = {**data, "env": env.model_copy(update=update), "costs": costs}
         resolved["features"] = features.with_prior(env, backtest)
+        if pbt.fitness_over is None:
+            over = "prior" if env.mapping == "residual" else "cash"
+            resolved["pbt"] = pbt.model_copy(update={"fitness_over": over})
         if split.fractions is None:
             fractions = DEFAULT_FRACTIONS if where.dir else synthetic.fractions
             resolved["split"] = split.model_copy(update={"fractions": fractions})
@@ -135,6 +139,11 @@ class RunConfig(Section):
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             raise ValueError(f"name: {self.name!r} must be letters, digits, '.', '_' or '-'")
         self._check_terms()
+        for field in ("min_gain", "max_overfitting"):
+            if getattr(self.pbt, field) is not None and self.env.mapping != "residual":
+                raise ValueError(f"pbt.{field}: falls back to a prior, which env.mapping residual alone has")
+        if self.pbt.min_gain is not None and self.pbt.fitness_over != "prior":
+            raise ValueError("pbt.min_gain: is a gain over the prior; set pbt.fitness_over to prior")
         if self.pbt.on_drop == "freeze" and not self.network.hidden:
             raise ValueError("pbt.on_drop: freeze needs network.hidden with at least one layer")
         for name, space in self.search.items():
