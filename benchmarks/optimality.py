@@ -74,7 +74,7 @@ def training_run(seed: int, cost_bps: float, steps: int, mapping: str, assignmen
         *assignments,
     ]
     run = load_config(assignments=settings)
-    updates = max(1, round(steps / (run.ppo.num_envs * run.ppo.rollout_steps)))
+    updates = max(1, round(steps / run.env_steps_per_update))
     lengths = [
         f"synthetic.bars={run.split.burn + TRAIN_BARS + REST_BARS}",
         f"pbt.iterations={updates}",
@@ -87,14 +87,16 @@ def train(run: RunConfig) -> tuple[Policy, PairMarket, dict[str, float]]:
     """Train one PairPPO; its deterministic policy, its market and what the training took."""
     algorithm = PairPPOConfig.from_run(run, PAIR).build_algo()
     algorithm.reseed(derive_key("optimality", run.seed, run.costs.real_bps))
-    start, steps = time.perf_counter(), 0.0
+    start = time.perf_counter()
     for _ in range(run.pbt.iterations):
         algorithm.train()
-        steps += algorithm.last_iteration()["env_steps"]
     policy = algorithm.evaluation_policy()
     algorithm.stop()
     market = market_for({"run": run.model_dump(mode="json"), "pair": PAIR})
-    facts = {"env_steps": steps, "train_seconds": time.perf_counter() - start}
+    facts = {
+        "env_steps": float(run.pbt.iterations * run.env_steps_per_update),
+        "train_seconds": time.perf_counter() - start,
+    }
     return policy, market, facts
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from envs import ledger
 from envs.account_view import AccountView, account_size
-from envs.ledger import Account, Terms
+from envs.ledger import Account, Fill, Terms
 from envs.mapping import target_weights
 from envs.market import PairMarket
 from rayconf.run_config import RunConfig
@@ -150,6 +150,25 @@ class BatchedPairTrading:
         self._age = self._draw(0, self._episode_bars, self._generator).to(self._device)
         if self.branchless:
             self._ahead = _DrawsAhead(lambda: self._starts_drawn(self._generator), self._device)
+        return self._open()
+
+    def open_windows(self, length: int) -> Tensor:
+        """Fresh accounts for ``length`` calls of ``advance``, each at a random bar; observations [N, D].
+
+        Every start is as likely whose window lies in the training span, so the span's first and last bars are in fewer.
+
+        Raises:
+            ValueError: If the training span is shorter.
+        """
+        starts = self._last - self._first + 2 - length
+        if starts < 1:
+            raise ValueError(f"windows of {length} bars are longer than the training span")
+        drawn = self._first + torch.randint(starts, (self.num_envs,), generator=self._generator)
+        self._bar = drawn.to(self._device)
+        self._age = torch.zeros_like(self._bar)
+        return self._open()
+
+    def _open(self) -> Tensor:
         self._account = ledger.open_accounts(self.num_envs, self._dtype, self._device)
         self._fresh = self._account
         self._equity = self._account.equity
@@ -159,21 +178,11 @@ class BatchedPairTrading:
 
     def step(self, action: Tensor) -> Step:
         """Trade on actions [N, 2] in [-1, 1] and earn one bar."""
-        k = self._bar + self._lag
-        target = target_weights(action, self._mapping, self._leverage, self._cap)
-        returns, moves, years = self._bars.index_select(0, k).split_with_sizes((2, 2, 1), dim=1)
-        after, fill = ledger.step(self._account, target, returns, years.squeeze(1), self._terms)
+        observation, fill = self.advance(action)
         log_growth = fill.log_growth
-        reward = self._reward(log_growth, fill.turnover, self._deepen(log_growth), self.tail_quantile)
-
-        self._bar, self._age = self._bar + 1, self._age + 1
-        view = self._view.after(fill, moves, self._equity)
-        self._account = ledger.rebased(after)
-        if self._drawdown:
-            self._equity = self._equity * after.equity
-        terminated = after.ruined
+        reward = self.shaped(fill)
+        terminated = self._account.ruined
         truncated = ((self._age >= self._episode_bars) | (self._bar > self._last)) & ~terminated
-        observation = self._observe(view)
         done = terminated | truncated
         final = None
         if self._ahead is not None:
@@ -183,6 +192,27 @@ class BatchedPairTrading:
             final = observation
             observation = self._restart(done, observation, self._starts(self._generator))
         return Step(observation, reward, terminated, truncated, final, log_growth)
+
+    def advance(self, action: Tensor) -> tuple[Tensor, Fill]:
+        """As ``step``, without reward and resets: the next observations [N, D], and what the accounts did.
+
+        Differentiable in the action and, through the accounts, in those before.
+        """
+        k = self._bar + self._lag
+        target = target_weights(action, self._mapping, self._leverage, self._cap)
+        returns, moves, years = self._bars.index_select(0, k).split_with_sizes((2, 2, 1), dim=1)
+        after, fill = ledger.step(self._account, target, returns, years.squeeze(1), self._terms)
+        self._bar, self._age = self._bar + 1, self._age + 1
+        view = self._view.after(fill, moves, self._equity)
+        self._account = ledger.rebased(after)
+        if self._drawdown:
+            self._equity = self._equity * after.equity
+        return self._observe(view), fill
+
+    def shaped(self, fill: Fill) -> Tensor:
+        """[N] training reward of the newest bar; to be asked once per bar, for it keeps the episodes' drawdowns."""
+        growth = fill.log_growth
+        return self._reward(growth, fill.turnover, self._deepen(growth), self.tail_quantile)
 
     def observe_tail(self, log_growth: Tensor) -> None:
         """Move the tail quantile towards that of a rollout's raw losses [T, N]."""

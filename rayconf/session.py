@@ -99,7 +99,7 @@ def plan(run: RunConfig, machine: Machine) -> Plan:
     wanted = wanted_slots(run.resources, members) if machine.joined else slots
     slots = min(slots, wanted)
     rounds = -(-run.pbt.population // (slots or wanted))
-    batch = run.ppo.num_envs * run.ppo.rollout_steps
+    batch = run.env_steps_per_update
     updates = members * run.pbt.iterations
     return Plan(
         pairs=len(run.data.pairs),
