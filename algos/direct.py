@@ -5,6 +5,7 @@ to the net returns (Moody and Saffell 2001; Lim, Zohren and Roberts 2019). No ac
 ``log_std`` stay as they are.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ def objective(course: Course, direct: DirectConfig, turnover_penalty: float, flo
         return pooled
     scale = len(returns) ** 0.5  # ratios per bar become t-statistics, whose noise is 1
     each = scale * returns.mean(0) / (returns.var(0, correction=0) + floor**2).sqrt()
-    smooth = torch.logsumexp(-SHARPNESS * each, 0) - torch.tensor(float(len(each))).log()
+    smooth = torch.logsumexp(-SHARPNESS * each, 0) - math.log(returns.shape[1])
     return pooled - direct.worst_window * smooth / (SHARPNESS * scale)
 
 
@@ -154,8 +155,8 @@ class DirectLearner(PairPPOLearner):
             tail_quantile: Running quantile of the raw loss.
 
         Returns:
-            What has been logged, as ``update`` returns it, and figures of the update: mean shaped reward, the moved tail
-            quantile, seconds in the environment and in the rest of the unrolling.
+            What has been logged, as ``update`` returns it, and figures of the update: mean shaped reward, the moved
+            tail quantile, seconds in the environment and in the rest of the unrolling.
         """
         self.before_gradient_based_update(timesteps=timesteps)
         self._net.train()
