@@ -10,7 +10,7 @@ from torch import Tensor
 from envs import ledger
 from envs.account_view import AccountView, account_size
 from envs.ledger import Account, Fill, Terms
-from envs.mapping import target_weights
+from envs.mapping import ActionMap
 from envs.market import PairMarket
 from rayconf.run_config import RunConfig
 
@@ -125,13 +125,12 @@ class BatchedPairTrading:
 
         self.num_envs = num_envs
         self._numbered = numbered
-        self._market_columns = 1 if numbered else market.features.shape[1]
-        self.observation_dim = self._market_columns + account_size(uses_drawdown(run))
+        self.observation_dim = (1 if numbered else market.features.shape[1]) + account_size(uses_drawdown(run))
         self._features = tensor(market.features)
         # one gather a step: both legs' returns to the next fill, both legs' moves to the close, years to the next fill
         self._bars = tensor(np.column_stack((market.returns, market.moves[:-1], market.years)))
-        self._lag, self._mapping, self._leverage = run.env.lag, run.env.mapping, run.costs.leverage
-        self._cap = run.env.leverage_cap
+        self._lag, self._map, self._leverage = run.env.lag, ActionMap.of(run), run.costs.leverage
+        self._prior = None if market.prior is None else tensor(market.prior)
         self._episode_bars, self._per_start = run.env.episode_bars, run.ppo.accounts_per_start
         span = market.splits["train"]
         self._first, self._last = span.start - self._lag, span.stop - 2 - self._lag
@@ -174,7 +173,13 @@ class BatchedPairTrading:
         self._equity = self._account.equity
         self._log_equity = torch.zeros(self.num_envs, dtype=self._dtype, device=self._device)
         self._log_peak, self._depth = self._log_equity, self._log_equity
-        return self._observe(self._view.reset())
+        self._seen = self._view.reset()
+        return self._observe(self._seen)
+
+    def _target(self, action: Tensor) -> Tensor:
+        prior = None if self._prior is None else self._prior.index_select(0, self._bar)
+        held = self._seen[:, :2] * self._leverage if self._map.brakes else None
+        return self._map.targets(action, prior, held)
 
     def step(self, action: Tensor) -> Step:
         """Trade on actions [N, 2] in [-1, 1] and earn one bar."""
@@ -187,10 +192,10 @@ class BatchedPairTrading:
         final = None
         if self._ahead is not None:
             final = observation
-            observation = self._restart(done, observation, self._ahead.take(done.any()))
+            observation = self._restart(done, self._ahead.take(done.any()))
         elif bool(done.any()):
             final = observation
-            observation = self._restart(done, observation, self._starts(self._generator))
+            observation = self._restart(done, self._starts(self._generator))
         return Step(observation, reward, terminated, truncated, final, log_growth)
 
     def advance(self, action: Tensor) -> tuple[Tensor, Fill]:
@@ -199,15 +204,15 @@ class BatchedPairTrading:
         Differentiable in the action and, through the accounts, in those before.
         """
         k = self._bar + self._lag
-        target = target_weights(action, self._mapping, self._leverage, self._cap)
+        target = self._target(action)
         returns, moves, years = self._bars.index_select(0, k).split_with_sizes((2, 2, 1), dim=1)
         after, fill = ledger.step(self._account, target, returns, years.squeeze(1), self._terms)
         self._bar, self._age = self._bar + 1, self._age + 1
-        view = self._view.after(fill, moves, self._equity)
+        self._seen = self._view.after(fill, moves, self._equity)
         self._account = ledger.rebased(after)
         if self._drawdown:
             self._equity = self._equity * after.equity
-        return self._observe(view), fill
+        return self._observe(self._seen), fill
 
     def shaped(self, fill: Fill) -> Tensor:
         """[N] training reward of the newest bar; to be asked once per bar, for it keeps the episodes' drawdowns."""
@@ -268,7 +273,7 @@ class BatchedPairTrading:
         deepened, self._depth = depth - self._depth, depth
         return deepened
 
-    def _restart(self, done: Tensor, observation: Tensor, starts: Tensor) -> Tensor:
+    def _restart(self, done: Tensor, starts: Tensor) -> Tensor:
         account, fresh = self._account, self._fresh
         self._account = Account(
             equity=fresh.equity,
@@ -284,8 +289,8 @@ class BatchedPairTrading:
                 level.masked_fill(done, 0.0) for level in (self._log_equity, self._log_peak, self._depth)
             )
         self._view.reset_rows(done)
-        seen = observation[:, self._market_columns :]
-        return self._observe(seen.masked_fill(done.unsqueeze(1), 0.0))
+        self._seen = self._seen.masked_fill(done.unsqueeze(1), 0.0)
+        return self._observe(self._seen)
 
 
 class _DrawsAhead:

@@ -10,6 +10,7 @@ import numpy as np
 from envs.bars import Bars, infer_bars_per_year, is_intraday, join_bars, load_bars, resolve_directory, sessions
 from envs.features import compute_features, feature_names, lookback
 from envs.placebo import shuffled_days
+from envs.prior import PRIOR_COLUMNS
 from envs.scaler import Scaler
 from envs.synthetic import synthetic_pair
 from rayconf.errors import UserError
@@ -57,6 +58,14 @@ class PairMarket:
     """Standard deviation of equal weight's log return per bar on the training span."""
     notes: tuple[str, ...]
     """Lines for the log and the report: what was dropped, how the splits lie."""
+
+    @property
+    def prior(self) -> np.ndarray | None:
+        """[T, 2] weights of the features' prior, float32; None: there is none, which is flat."""
+        if PRIOR_COLUMNS[0] not in self.scaler.names:
+            return None
+        first = self.scaler.names.index(PRIOR_COLUMNS[0])
+        return self.features[:, first : first + 2]
 
     @property
     def returns(self) -> np.ndarray:
@@ -148,7 +157,7 @@ def build_market(
     if scaler is None:
         _check_lengths(pair, splits, session, run)
 
-    values = compute_features(a, b, run.features)
+    values = compute_features(a, b, run.features, run.data.bars_per_year)
     names = feature_names(run.features, intraday=per_session > 1)
     train = splits["train"]
     if scaler is None:

@@ -98,6 +98,8 @@ class RunConfig(Section):
             split = SplitConfig.model_validate(data.get("split", {}))
             where = DataConfig.model_validate(data.get("data", {}))
             synthetic = SyntheticConfig.model_validate(data.get("synthetic", {}))
+            features = FeaturesConfig.model_validate(data.get("features", {}))
+            backtest = BacktestConfig.model_validate(data.get("backtest", {}))
             direct = DirectConfig.model_validate(data.get("direct", {}))
         except ValidationError:
             return data  # reported by the ordinary validation, with the full path
@@ -107,6 +109,7 @@ class RunConfig(Section):
         if env.train_cost_bps is None:
             update["train_cost_bps"] = costs.real_bps
         resolved = {**data, "env": env.model_copy(update=update), "costs": costs}
+        resolved["features"] = features.with_prior(env, backtest)
         if split.fractions is None:
             fractions = DEFAULT_FRACTIONS if where.dir else synthetic.fractions
             resolved["split"] = split.model_copy(update={"fractions": fractions})

@@ -117,6 +117,23 @@ class FeaturesConfig(Section):
     """What happens to standardised features beyond ``extreme_limit``: cut off, or squashed smoothly."""
     extreme_limit: Positive = 5.0
     """Bound on a standardised feature, in training standard deviations."""
+    prior: Literal["flat", "vol_target", "spread"] | None = None
+    """The rule that ``env.mapping: residual`` corrects, its weights two more features: ``vol_target``, equal weight
+    brought to a volatility; ``spread``, a partial step towards the spread's z-score signal; ``flat``: cash, no feature.
+    Null: ``vol_target`` with that mapping, else ``flat``."""
+    prior_volatility: Positive | None = None
+    """Volatility per year that ``vol_target`` aims at; null: ``backtest.vol_target``."""
+    prior_half_life: Positive | None = None
+    """Half-life in bars of its exponentially weighted volatility; null: ``backtest.vol_half_life``."""
+
+    def with_prior(self, env: "EnvConfig", backtest: "BacktestConfig") -> "FeaturesConfig":
+        """The same with the prior that is meant where none is named, and its numbers."""
+        prior = self.prior or ("vol_target" if env.mapping == "residual" else "flat")
+        update: dict[str, object] = {"prior": prior}
+        if prior == "vol_target":
+            update["prior_volatility"] = self.prior_volatility or backtest.vol_target
+            update["prior_half_life"] = self.prior_half_life or backtest.vol_half_life
+        return self.model_copy(update=update)
 
 
 class CostsConfig(Section):
@@ -148,8 +165,16 @@ class EnvConfig(Section):
 
     lag: Annotated[int, Field(ge=1, le=20)] = 1
     """Bars between the close a decision sees and its fill; 0 would be look-ahead."""
-    mapping: Literal["direct", "neutral"] = "direct"
-    """``direct``: one weight per leg; ``neutral``: one dollar-neutral tilt."""
+    mapping: Literal["direct", "neutral", "residual"] = "direct"
+    """``direct``: one weight per leg; ``neutral``: one dollar-neutral tilt; ``residual``: a correction of the weights
+    that ``features.prior`` gives, zero at the start, so that an untrained policy is the prior."""
+    reach: Annotated[float, Field(gt=0, le=2)] = 0.25
+    """Largest correction of a leg by ``residual``, as a multiple of the gross limit."""
+    adjustment: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the way from the held to the wanted weights that one decision goes (partial adjustment)."""
+    no_trade_band: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Half-width of the no-trade band as a fraction of equity: a leg nearer than this to its wanted weight is left
+    alone, beyond it is traded to the band's edge."""
     episode_bars: Annotated[int, Field(ge=2)] = 256
     """Length of a training episode in bars; its end is a truncation."""
     risk_measure: Literal["variance", "downside", "drawdown"] = "variance"

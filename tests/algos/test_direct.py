@@ -19,7 +19,7 @@ from algos.pair_ppo import PairPPO
 from benchmarks import optimality
 from envs.account_view import account_size
 from envs.batched import training_terms, uses_drawdown
-from envs.mapping import target_weights
+from envs.mapping import ActionMap
 from envs.market import PairMarket, Span
 from envs.replay import ByRow, Replay, replay
 from rayconf.errors import UserError
@@ -114,12 +114,13 @@ def test_the_gradient_is_that_of_finite_differences(encoder: str, direct: dict[s
 
 def replayed(run: RunConfig, market: PairMarket, net: ActorCritic, starts: Tensor) -> Replay:
     """The same windows as accounts of a replay, under the training terms."""
-    env = run.env
+    env, mapped = run.env, ActionMap.of(run)
+    prior = None if market.prior is None else torch.from_numpy(market.prior)
 
     def decide(bars: Tensor, features: Tensor, account: Tensor) -> Tensor:
         shown = features if run.network.encoder == "mlp" else bars.double().unsqueeze(1)
         action = torch.tanh(net.parameters_of(torch.cat((shown, account), dim=1))[:, :2])
-        return target_weights(action, env.mapping, run.costs.leverage, env.leverage_cap)
+        return mapped.targets(action, None if prior is None else prior[bars], account[:, :2] * run.costs.leverage)
 
     firsts = (starts + env.lag).tolist()
     return replay(

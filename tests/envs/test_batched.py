@@ -12,6 +12,7 @@ from hypothesis import given, settings
 
 from envs.batched import BatchedPairTrading, training_terms
 from envs.market import PairMarket, Span
+from envs.prior import PRIOR_COLUMNS
 from rayconf.errors import UserError
 from rayconf.loading import build_config
 from rayconf.run_config import RunConfig
@@ -27,13 +28,20 @@ class SlowRow:
         self.market, self.run = market, run
         self.bar, self.age = bar, age
         self.account = SlowAccount(market, training_terms(run), run.env.lag, bar)
-        self.account.view(bar, True)
+        self.seen = self.account.view(bar, True)
         self.log_equity = [0.0]
 
     def step(self, action: list[float]) -> float:
         env = self.run.env
         tilt = (action[0] - action[1]) * 0.375
         target = [1.5 * action[0], 1.5 * action[1]] if env.mapping == "direct" else [tilt, -tilt]
+        if env.mapping == "residual":
+            target = [float(p) + 1.5 * env.reach * a for p, a in zip(self.market.prior[self.bar], action, strict=True)]
+        if env.adjustment < 1:
+            held = [1.5 * x for x in self.seen[:2]]
+            moves = [env.adjustment * (w - h) for w, h in zip(target, held, strict=True)]
+            band = env.no_trade_band
+            target = [h + math.copysign(max(0.0, abs(m) - band), m) for h, m in zip(held, moves, strict=True)]
         done = self.account.act(self.bar, target)
         growth = math.log(max(done["growth"], 1e-3))
         before = self.deepest()
@@ -79,7 +87,7 @@ def follow(market: PairMarket, run: RunConfig, seed: int, sabotage: Callable[[Ba
             assert float(step.log_growth[i]) == pytest.approx(row.log_equity[-1] - row.log_equity[-2], abs=1e-12)
             assert bool(step.terminated[i]) == row.account.ruined
             assert bool(step.truncated[i]) == row.over
-            account = row.account.view(row.bar, drawdown)
+            row.seen = account = row.account.view(row.bar, drawdown)
             expected = [*market.features[row.bar].astype(np.float64), *account]
             np.testing.assert_allclose(ahead[i].numpy(), expected, rtol=1e-9, atol=1e-12)
             if row.account.ruined or row.over:
@@ -111,6 +119,16 @@ def test_rows_equal_slow_accounts(measure: str, lag: int) -> None:
     assert truncated >= 6
     terminated, _ = follow(make_market(seed=lag, crashes=0.1), strong(measure, lag), 2, lambda env: None)
     assert terminated >= 2
+
+
+@pytest.mark.parametrize("lag", [1, 2])
+def test_residuals_with_brakes_equal_slow_accounts(lag: int) -> None:
+    market = make_market(seed=5)
+    names = ("0", "1", "2", *PRIOR_COLUMNS)
+    market = replace(market, scaler=replace(market.scaler, names=names))
+    assert market.prior is not None
+    run = make_run(mapping="residual", reach=0.4, adjustment=0.35, no_trade_band=0.03, lag=lag)
+    assert follow(market, run, 3, lambda env: None)[1] >= 6
 
 
 def _marked_at_the_next_open(env: BatchedPairTrading) -> None:
