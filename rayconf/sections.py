@@ -292,7 +292,9 @@ class DirectConfig(Section):
 
     The market does not answer and the ledger is differentiable, so the deterministic policy is run through windows of
     the training span and its objective differentiated back through the accounts. An update is ``steps`` gradient steps,
-    each on windows drawn anew. ``env.episode_bars`` and the section ``ppo`` play no part.
+    each on windows drawn anew. ``env.episode_bars`` and the section ``ppo`` play no part. Without sampled actions nothing
+    keeps it from fitting the noise of the span, so ``network.dropout`` matters more than under PPO; and within a no-trade
+    band there is no gradient: ``env.no_trade_band`` must be narrower than the moves of an untrained policy.
     """
 
     objective: Literal["sharpe", "reward"] = "sharpe"

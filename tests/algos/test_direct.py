@@ -45,7 +45,7 @@ def network_for(run: RunConfig, market: PairMarket, scale: float = 1.0) -> Actor
     """In float64, with an actor that trades: its weights are drawn at random."""
     features, account = market.features.shape[1], account_size(uses_drawdown(run))
     kind = ActorCritic if run.network.encoder == "mlp" else BarActorCritic
-    config = run.network.model_dump() | {"key": 1, "features": features}
+    config = run.network.model_dump() | {"key": 1, "features": features, "policy_gain": 0.01}
     spaces = [gym.spaces.Box(-np.inf, np.inf, (n,), np.float32) for n in (account, 2)]
     spaces[0] = gym.spaces.Box(-np.inf, np.inf, (account + (features if kind is ActorCritic else 1),), np.float32)
     net = kind(observation_space=spaces[0], action_space=spaces[1], model_config=config).double()
@@ -82,6 +82,7 @@ CASES = [
     ("mlp", {"objective": "reward"}, {"risk_measure": "drawdown", "cvar_weight": 0.1}),
     ("factored", {}, {"lag": 2, "mapping": "neutral"}),
     ("gru", {"objective": "reward"}, {"leverage_cap": 0.7}),
+    ("mlp", {}, {"mapping": "residual", "reach": 1.0, "adjustment": 0.4, "no_trade_band": 0.01}),
 ]
 
 
@@ -142,6 +143,7 @@ def replayed(run: RunConfig, market: PairMarket, net: ActorCritic, starts: Tenso
         ("mlp", {"train_cost_bps": 15.0}, 0.0),
         ("mlp", {"risk_measure": "drawdown", "lag": 2}, 0.2),
         ("factored", {"mapping": "neutral"}, 0.0),
+        ("mlp", {"adjustment": 0.3, "no_trade_band": 0.02}, 0.0),
     ],
 )
 def test_the_objective_is_the_sharpe_ratio_of_a_replay(encoder: str, env: dict[str, Any], crashes: float) -> None:
