@@ -292,9 +292,11 @@ class DirectConfig(Section):
 
     The market does not answer and the ledger is differentiable, so the deterministic policy is run through windows of
     the training span and its objective differentiated back through the accounts. An update is ``steps`` gradient steps,
-    each on windows drawn anew. ``env.episode_bars`` and the section ``ppo`` play no part. Without sampled actions nothing
-    keeps it from fitting the noise of the span, so ``network.dropout`` matters more than under PPO; and within a no-trade
-    band there is no gradient: ``env.no_trade_band`` must be narrower than the moves of an untrained policy.
+    each on windows drawn anew. ``env.episode_bars`` and the section ``ppo`` play no part.
+
+    Without sampled actions little keeps it from fitting the noise of the span: ``network.dropout``, whose masks a
+    window keeps, matters more than under PPO. Within a no-trade band there is no gradient, so ``env.no_trade_band``
+    must be narrower than the moves of an untrained policy.
     """
 
     objective: Literal["sharpe", "reward"] = "sharpe"
@@ -366,9 +368,9 @@ class PBTConfig(Section):
     """In arm ``pbt`` the first member trains at the run's own values throughout: never replaced or moved, though it may
     be donor and may be archived. Alone (population 1) it is plain PPO; of two, the other is challenged by it."""
     iterations: Count = 24
-    """PPO updates per member over the whole run."""
+    """Updates per member over the whole run."""
     interval: Count = 3
-    """PPO updates per generation; must divide ``iterations``."""
+    """Updates per generation; must divide ``iterations``."""
     quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
     """Share of a pair's members at the bottom that may be replaced, and at the top that may be donors."""
     replace_z: NonNegative = 1.0

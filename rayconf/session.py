@@ -58,9 +58,9 @@ class Plan:
     generations: int
     """Generations per member."""
     updates: int
-    """PPO updates over all members."""
+    """Updates over all members."""
     batch: int
-    """Environment steps per PPO update."""
+    """Environment steps per update."""
     env_steps: int
     """Environment steps of the whole run."""
     idle_share: float
