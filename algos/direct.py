@@ -37,6 +37,8 @@ class Course:
 
     net_return: Tensor
     """Simple net return per bar under the training terms."""
+    unit: Tensor
+    """What counts as 1 / noise in the market of the account, see ``BatchedPairTrading.unit``."""
     turnover: Tensor
     reward: Tensor
     """Shaped reward; without a graph where the objective does not need it."""
@@ -86,7 +88,7 @@ class Unroll:
             with torch.set_grad_enabled(self._shaped):
                 reward = env.shaped(fill)
             self.env_seconds += time.perf_counter() - entered
-            parts.append((fill.net_return, fill.turnover, reward, fill.log_growth.detach()))
+            parts.append((fill.net_return, env.unit, fill.turnover, reward, fill.log_growth.detach()))
         return Course(*(torch.stack(part) for part in zip(*parts, strict=True)))
 
 
@@ -101,24 +103,24 @@ def _actor(net: ActorCritic, observation: Tensor, length: int) -> Callable[[int,
     return lambda t, seen: branch.head(shares[t], seen[:, 1:])
 
 
-def objective(course: Course, direct: DirectConfig, turnover_penalty: float, floor: float) -> Tensor:
+def objective(course: Course, direct: DirectConfig, turnover_penalty: float) -> Tensor:
     """What is maximised, 0-dim: see ``DirectConfig.objective``.
 
     Args:
         course: The windows; their first ``burn_bars`` bars do not count.
-        direct: Objective, burn-in and weight of the worst windows.
+        direct: Objective, burn-in, floor and weight of the worst windows.
         turnover_penalty: Extra cost in basis points at a squared turnover of 1.
-        floor: Standard deviation per bar added in quadrature under Sharpe ratios.
     """
     if direct.objective == "reward":
         return course.reward[direct.burn_bars :].mean()
     returns = course.net_return - 1e-4 * turnover_penalty * course.turnover.square()
-    returns = returns[direct.burn_bars :]
-    pooled = returns.mean() / (returns.var(correction=0) + floor**2).sqrt()
+    returns = (returns * course.unit)[direct.burn_bars :]
+    floor = direct.floor**2
+    pooled = returns.mean() / (returns.var(correction=0) + floor).sqrt()
     if not direct.worst_window:
         return pooled
     scale = len(returns) ** 0.5  # ratios per bar become t-statistics, whose noise is 1
-    each = scale * returns.mean(0) / (returns.var(0, correction=0) + floor**2).sqrt()
+    each = scale * returns.mean(0) / (returns.var(0, correction=0) + floor).sqrt()
     smooth = torch.logsumexp(-SHARPNESS * each, 0) - math.log(returns.shape[1])
     return pooled - direct.worst_window * smooth / (SHARPNESS * scale)
 
@@ -140,7 +142,6 @@ class DirectLearner(PairPPOLearner):
         env_config = self.config.env_config
         self._run, market = run_of(env_config), market_for(env_config)
         self._unroll = Unroll(market, self._run, self._starts, self._device)
-        self._floor = self._run.direct.floor * market.equal_weight_sd
 
     def reseed(self, key: int) -> None:
         """Restart the draws of windows and the masks of dropout from ``key``."""
@@ -170,7 +171,7 @@ class DirectLearner(PairPPOLearner):
                 hook.renew()
             course = self._unroll(self._net)
             seconds += time.perf_counter() - began
-            value = objective(course, direct, self._run.env.turnover_penalty, self._floor)
+            value = objective(course, direct, self._run.env.turnover_penalty)
             self._objectives.append(value.detach())
             rewards.append(course.reward.detach().mean())
             growth.append(course.log_growth)

@@ -1,9 +1,9 @@
 """``PairMarket``: the aligned tensors of one pair, and its chronological splits with embargo."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from envs.synthetic import synthetic_pair
 from rayconf.errors import UserError
 from rayconf.run_config import RunConfig
 from rayconf.sections import DEFAULT_FRACTIONS, FeaturesConfig, SplitConfig
+
+if TYPE_CHECKING:
+    from envs.training_bars import TrainingBars
 
 SPLITS = ("train", "validation", "test")
 MIN_TRAIN_BARS = 252
@@ -58,6 +61,8 @@ class PairMarket:
     """Standard deviation of equal weight's log return per bar on the training span."""
     notes: tuple[str, ...]
     """Lines for the log and the report: what was dropped, how the splits lie."""
+    training: "TrainingBars | None" = None
+    """What training episodes are drawn from; None: the pair's own training span."""
 
     @property
     def prior(self) -> np.ndarray | None:
@@ -66,6 +71,11 @@ class PairMarket:
             return None
         first = self.scaler.names.index(PRIOR_COLUMNS[0])
         return self.features[:, first : first + 2]
+
+    @property
+    def training_features(self) -> np.ndarray:
+        """[T', F] features of the bars that training episodes are drawn from."""
+        return self.features if self.training is None else self.training.features
 
     @property
     def returns(self) -> np.ndarray:
@@ -133,11 +143,19 @@ def split_spans(dates: np.ndarray, borders: Borders, burn: int, embargo: int) ->
 
 
 def build_market(
-    pair: str, a: Bars, b: Bars, run: RunConfig, borders: Borders | None = None, scaler: Scaler | None = None
+    pair: str,
+    a: Bars,
+    b: Bars,
+    run: RunConfig,
+    borders: Borders | None = None,
+    scaler: Scaler | None = None,
+    *,
+    training_only: bool = False,
 ) -> PairMarket:
     """Join two tickers' bars, compute features, fit the scaler on train and cut the splits.
 
-    With a ``scaler``, a trained policy's own, none is fitted, and the market may be too short to train on.
+    With a ``scaler``, a trained policy's own, none is fitted, and the market may be too short to train on. One that is
+    for ``training_only`` may lack the other splits.
 
     Raises:
         UserError: If the pair has too few bars for windows plus splits, or its features are not the scaler's.
@@ -155,7 +173,7 @@ def build_market(
     borders = borders or split_borders(pair, a.dates, run.split)
     splits = split_spans(a.dates, borders, run.split.burn, embargo)
     if scaler is None:
-        _check_lengths(pair, splits, session, run)
+        _check_lengths(pair, splits, session, run, SPLITS[:1] if training_only else SPLITS)
 
     values = compute_features(a, b, run.features, run.data.bars_per_year)
     names = feature_names(run.features, intraday=per_session > 1)
@@ -217,7 +235,7 @@ def load_markets(run: RunConfig, scalers: Mapping[str, Scaler] | None = None) ->
     if scalers is None and run.stages.base_digest is not None:
         raise ValueError("features of this run are on the scale of its base checkpoint: pass its scalers")
     legs = load_legs(run)
-    borders = _common_borders(legs, run)
+    borders = common_borders(legs, run)
     markets = {}
     for pair, (a, b) in legs.items():
         scaler = (scalers or {}).get(pair)
@@ -231,10 +249,11 @@ def load_markets(run: RunConfig, scalers: Mapping[str, Scaler] | None = None) ->
 
 def run_borders(run: RunConfig) -> Borders:
     """The split borders of a run's markets, without building them."""
-    return _common_borders(load_legs(run), run)
+    return common_borders(load_legs(run), run)
 
 
-def _common_borders(legs: dict[str, tuple[Bars, Bars]], run: RunConfig) -> Borders:
+def common_borders(legs: Mapping[str, tuple[Bars, Bars]], run: RunConfig) -> Borders:
+    """The split borders of a run's pairs, which are those of the longest of them."""
     dates = {pair: join_bars(a, b)[0].dates for pair, (a, b) in legs.items()}
     longest = max(dates, key=lambda pair: len(dates[pair]))
     return split_borders(longest, dates[longest], run.split)
@@ -272,13 +291,15 @@ def _check_lookback(run: RunConfig) -> None:
         raise UserError(f"split.burn: {run.split.burn} is below {need} = longest feature window plus longest lag")
 
 
-def _check_lengths(pair: str, splits: dict[str, Span], session: np.ndarray, run: RunConfig) -> None:
+def _check_lengths(
+    pair: str, splits: dict[str, Span], session: np.ndarray, run: RunConfig, needed: Sequence[str] = SPLITS
+) -> None:
     span = splits["validation"]
     seen = len(np.unique(session[span.start : max(span.start, span.stop - 1)]))
     have = {"train": splits["train"].rows, "validation": seen, "test": splits["test"].rows}
     train = max(MIN_TRAIN_BARS, run.direct.window_bars) if run.algo == "direct" else MIN_TRAIN_BARS
     need = {"train": train, "validation": run.pbt.window, "test": MIN_TEST_BARS}
-    for name in SPLITS:
+    for name in needed:
         if have[name] < need[name]:
             unit = "sessions" if name == "validation" else "bars"
             raise UserError(

@@ -131,6 +131,7 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
     machine = machine_resources(config.resources) if args.address is None else None
 
     from envs.market import load_markets
+    from envs.universe import with_universe
     from pbt.base import find_base, kept_base
     from pbt.run_dir import RunDir
 
@@ -140,7 +141,7 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
     directory = RunDir(folder / (config.name or ""), config.identity, runs.mirror(config.name or "") if runs else None)
     if fresh and directory.storage.occupied() and not args.dry_run:
         directory.create()  # raises: the name is taken
-    markets = load_markets(config, base.scalers)
+    markets = with_universe(load_markets(config, base.scalers), config)
     working = _training(config, directory, args)
     if machine is not None:
         plan(working, machine)  # raises: no member fits

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -20,6 +21,7 @@ from analysis.summary import build_summary, with_deflated, write_summary
 from analysis.tables import print_final_table
 from analysis.timing import time_line, time_split
 from envs.market import PairMarket
+from envs.training_bars import TrainingBars
 from pbt import fitness
 from pbt import population as populations_of
 from pbt.base import base_members
@@ -94,7 +96,9 @@ def execute(
     """Train what is not trained yet, then back-test and report; Ray is up."""
     if machine.dashboard is not None:
         console.print(f"dashboard  {machine.dashboard}", highlight=False, soft_wrap=True)
-    references = {pair: ray.put(markets[pair]) for pair in joining(directory, run)}
+    new = joining(directory, run)
+    references = {pair: ray.put(replace(markets[pair], training=None)) for pair in new}
+    training = _put_once({pair: markets[pair].training for pair in new})
     slots = plan(run, machine).slots
     populations = {pair: load_population(run, directory, market) for pair, market in markets.items()}
     directory.push()
@@ -103,11 +107,20 @@ def execute(
         try:
             with ProgressView(run, populations, console) as view:
                 listeners: list[Listener] = [StartUp(directory), view, tracking, gauges]
-                train(run, directory, references, populations, slots, listeners, elastic=machine.joined)
+                train(run, directory, references, populations, slots, listeners, training, elastic=machine.joined)
         finally:
             tracking.close()
         committed = {pair: p.committed for pair, p in populations.items()}
         finish(run, directory, markets, references, committed, tracking)
+
+
+def _put_once(training: Mapping[str, TrainingBars | None]) -> dict[str, ray.ObjectRef]:
+    """References by pair to what its policies train on; what pairs share lies in the object store once."""
+    kept: dict[int, ray.ObjectRef] = {}
+    for bars in training.values():
+        if bars is not None and id(bars) not in kept:
+            kept[id(bars)] = ray.put(bars)
+    return {pair: kept[id(bars)] for pair, bars in training.items() if bars is not None}
 
 
 def finish(

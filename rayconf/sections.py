@@ -2,13 +2,20 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
+
+def _split_text(value: object) -> object:
+    """One text, as flags give it, lists items separated by commas."""
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+Listed = Annotated[tuple[str, ...], BeforeValidator(_split_text)]
 
 DEFAULT_FRACTIONS = (0.6, 0.2, 0.2)
 """Shares of train, validation and test of one's own prices."""
@@ -27,7 +34,7 @@ class DataConfig(Section):
 
     dir: str | None = None
     """Directory or ``hf://datasets/OWNER/NAME`` with one CSV or Parquet file per ticker; null: synthetic."""
-    pairs: tuple[str, ...] = ("SYNA/SYNB", "SYNC/SYND")
+    pairs: Listed = ("SYNA/SYNB", "SYNC/SYND")
     """Pairs to train, each ``AAA/BBB``; every pair has its own population."""
     transferred: tuple[str, ...] = ()
     """Those of the pairs that joined with --extend, starting from the archives of the others; written, not set."""
@@ -43,12 +50,6 @@ class DataConfig(Section):
     about a later one: a run that still finds an edge there is broken."""
     placebo_seed: int = 0
     """Seed of that order."""
-
-    @field_validator("pairs", mode="before")
-    @classmethod
-    def _listed(cls, pairs: object) -> object:
-        """One text, as flags give it, lists pairs separated by commas."""
-        return [pair.strip() for pair in pairs.split(",") if pair.strip()] if isinstance(pairs, str) else pairs
 
 
 class SyntheticConfig(Section):
@@ -134,6 +135,49 @@ class FeaturesConfig(Section):
             update["prior_volatility"] = self.prior_volatility or backtest.vol_target
             update["prior_half_life"] = self.prior_half_life or backtest.vol_half_life
         return self.model_copy(update=update)
+
+
+class UniverseConfig(Section):
+    """Other pairs that training episodes are drawn from, evenly over their training bars; empty: the pair's own alone.
+
+    A pair of the run is among them only where it is listed. Validation, test and scalers are the pair's own throughout.
+    """
+
+    tickers: Listed = ()
+    """All ordered pairs of these tickers: N (N - 1) markets, each pair in both orders."""
+    pairs: Listed = ()
+    """Further pairs, each ``AAA/BBB``."""
+    held_out: Listed = ()
+    """Tickers that no training episode may hold, to see what a policy does on prices it never met."""
+
+    @property
+    def given(self) -> bool:
+        """Whether there is one."""
+        return bool(self.tickers or self.pairs)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "UniverseConfig":
+        left = [ticker for ticker in self.tickers if ticker not in self.held_out]
+        if self.tickers and len(set(left)) < 2:
+            raise ValueError(f"tickers {list(self.tickers)} leave no pair beside held_out {list(self.held_out)}")
+        for pair in self.pairs:
+            if set(pair.split("/")) & set(self.held_out):
+                raise ValueError(f"pairs: {pair} has a ticker that is held out")
+        return self
+
+
+class AugmentConfig(Section):
+    """Variation of training episodes. Validation, test and trading know none of it."""
+
+    histories: Annotated[int, Field(ge=0)] = 0
+    """Resampled histories beside each real one: the days of the training span, those of both legs together, in a
+    stationary bootstrap."""
+    block: Annotated[float, Field(ge=1)] = 63.0
+    """Mean length in bars of the runs of days that stay together."""
+    noise: NonNegative = 0.0
+    """Standard deviation of Gaussian noise on standardised features, drawn anew for each step; not on a prior."""
+    cost_factor: Annotated[float, Field(ge=1)] = 1.0
+    """An episode's trading cost is ``env.train_cost_bps`` times a number drawn evenly from 1 to this."""
 
 
 class CostsConfig(Section):
@@ -300,8 +344,9 @@ class DirectConfig(Section):
     """
 
     objective: Literal["sharpe", "reward"] = "sharpe"
-    """``sharpe``: Sharpe ratio of net returns per bar, pooled over all windows, under the training costs and less
-    1e-4 x ``env.turnover_penalty`` x squared turnover; ``reward``: mean of the shaped reward that PPO sees."""
+    """``sharpe``: Sharpe ratio of net returns per bar, pooled over all windows, each in units of its market's noise,
+    under the training costs and less 1e-4 x ``env.turnover_penalty`` x squared turnover; ``reward``: mean of the shaped
+    reward that PPO sees."""
     windows: Annotated[int, Field(ge=2)] = 128
     """Windows per gradient step, drawn uniformly; each is an account that starts in cash."""
     window_bars: Annotated[int, Field(ge=2)] = 84
@@ -390,6 +435,15 @@ class PBTConfig(Section):
     """A fall counts when its paired gap exceeds this many standard errors."""
     fitness: Literal["sharpe", "growth"] = "sharpe"
     """``sharpe``: floored Sharpe, median of rolling windows less one error; ``growth``: log growth less one."""
+    fitness_over: Literal["cash", "prior"] | None = None
+    """``prior``: fitness is what the metric gains over the account of ``features.prior``, less the error of the paired
+    difference; ``cash``: the metric itself. Null: ``prior`` with ``env.mapping: residual``, else ``cash``."""
+    min_gain: NonNegative | None = None
+    """Least smoothed fitness over the prior that a pair's best snapshot must have; below it the prior is what the run
+    trades and reports. Null: none is asked for."""
+    max_overfitting: Fraction | None = None
+    """Probability of overfitting on validation (CSCV) above which the prior is what the run trades and reports; null:
+    whatever it is."""
     fitness_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Weight of the past in the exponential mean of fitness that ranks members; 0 ranks by the last evaluation."""
     window: Annotated[int, Field(ge=21)] = 126
