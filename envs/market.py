@@ -297,7 +297,8 @@ def _check_lengths(
     span = splits["validation"]
     seen = len(np.unique(session[span.start : max(span.start, span.stop - 1)]))
     have = {"train": splits["train"].rows, "validation": seen, "test": splits["test"].rows}
-    need = {"train": MIN_TRAIN_BARS, "validation": run.pbt.window, "test": MIN_TEST_BARS}
+    train = max(MIN_TRAIN_BARS, run.direct.window_bars) if run.algo == "direct" else MIN_TRAIN_BARS
+    need = {"train": train, "validation": run.pbt.window, "test": MIN_TEST_BARS}
     for name in needed:
         if have[name] < need[name]:
             unit = "sessions" if name == "validation" else "bars"

@@ -40,7 +40,7 @@ def measure(run: RunConfig, market: PairMarket, slots: int) -> Pace:
     count = min(slots, MOST)
     found = ray.get([task.remote(run.model_dump_json(), reference, index) for index in range(count)])
     update, rest = (statistics.median(seconds[part] for seconds in found) for part in (0, 1))
-    batch = run.ppo.num_envs * run.ppo.rollout_steps
+    batch = run.env_steps_per_update
     return Pace(batch / update, run.pbt.interval * update + rest, count)
 
 

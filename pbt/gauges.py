@@ -172,11 +172,11 @@ class Gauges:
 
     def _measure(self, population: PairPopulation, rows: Sequence[Row]) -> None:
         """Speed since the barrier before; in the first generation of this driver since the pair's first step."""
-        pair, ppo = population.pair, self._run.ppo
+        pair = population.pair
         ended = max(float(row["wall_time"]) for row in rows)
         seconds = ended - self._ended.get(pair, actor_times(rows)[0].began)
         self._ended[pair] = ended
-        speed = 0.0 if population.complete else len(rows) * ppo.num_envs * ppo.rollout_steps / max(seconds, 1e-9)
+        speed = 0.0 if population.complete else len(rows) * self._run.env_steps_per_update / max(seconds, 1e-9)
         self._set("pairpbt_steps_per_second", speed, pair=pair)
 
     def _count_alive(self, population: PairPopulation) -> None:

@@ -41,9 +41,9 @@ def initial_key(run: RunConfig, pair: str, member: str) -> int:
 
 @dataclass(frozen=True)
 class Iteration:
-    """One PPO update."""
+    """One update."""
 
-    figures: dict[str, float]
+    figures: dict[str, float | None]
     """As ``PairPPO.last_iteration``."""
     seconds: float
     wall_time: float

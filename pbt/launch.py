@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     field.add_argument("--data-dir", metavar="DIR", help="data.dir: one CSV or Parquet file per ticker")
     field.add_argument("--pairs", metavar="A/B,C/D", help="data.pairs")
     field.add_argument("--population", type=int, metavar="N", help="pbt.population: members per pair")
-    field.add_argument("--iterations", type=int, metavar="N", help="pbt.iterations: PPO updates per member")
+    field.add_argument("--iterations", type=int, metavar="N", help="pbt.iterations: updates per member")
     field.add_argument("--seed", type=int, metavar="S", help="seed")
     field.add_argument("--dashboard", action="store_const", const=True, help="resources.dashboard: Ray's web page")
     field.add_argument("--wandb", choices=("off", "offline", "online"), help="tracking.wandb (WANDB_MODE)")

@@ -52,7 +52,7 @@ class ProgressView:
                 self._first = time.monotonic()
             self._finished += 1
             run = self._run
-            self._steps += run.pbt.interval * run.ppo.num_envs * run.ppo.rollout_steps
+            self._steps += run.pbt.interval * run.env_steps_per_update
         elif event == "failure":
             self._failures += 1
         elif event == "barrier":

@@ -3,18 +3,20 @@
 import hashlib
 import json
 import re
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from rayconf.search import MUTABLE, Range
+from rayconf.search import MUTABLE, Range, idle_fields
 from rayconf.sections import (
     DEFAULT_FRACTIONS,
     AugmentConfig,
     BacktestConfig,
     CostsConfig,
     DataConfig,
+    DirectConfig,
     EnvConfig,
     FeaturesConfig,
     NetworkConfig,
@@ -38,8 +40,11 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 RISK_RANGES = {"variance": (0.3, 30.0), "downside": (0.6, 60.0), "drawdown": (0.01, 0.5)}
 
 
-def default_search(env: EnvConfig, costs: CostsConfig) -> dict[str, Range]:
-    """The numbers PBT mutates unless told otherwise; training costs are omitted where the real cost is zero."""
+def default_search(env: EnvConfig, costs: CostsConfig, idle: Collection[str] = ()) -> dict[str, Range]:
+    """The numbers PBT mutates unless told otherwise.
+
+    Training costs are omitted where the real cost is zero, and so is whatever stands on a field of ``idle``.
+    """
     low, high = RISK_RANGES[env.risk_measure]
     search = {
         "learning_rate": Range(path="optimizer.learning_rate", low=3e-5, high=3e-3),
@@ -49,7 +54,7 @@ def default_search(env: EnvConfig, costs: CostsConfig) -> dict[str, Range]:
     }
     if costs.real_bps > 0:
         search["train_cost_bps"] = Range(path="env.train_cost_bps", low=costs.real_bps, high=10 * costs.real_bps)
-    return search
+    return {name: space for name, space in search.items() if space.path not in idle}
 
 
 class RunConfig(Section):
@@ -68,12 +73,16 @@ class RunConfig(Section):
     costs: CostsConfig = CostsConfig()
     env: EnvConfig = EnvConfig()
     network: NetworkConfig = NetworkConfig()
+    algo: Literal["ppo", "direct"] = "ppo"
+    """What trains the policy: ``ppo``, from sampled actions and a critic; ``direct``: the exact gradient of what the
+    accounts earn, see the section ``direct``. States of one start the other."""
     ppo: PPOConfig = PPOConfig()
+    direct: DirectConfig = DirectConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     pbt: PBTConfig = PBTConfig()
     search: dict[str, Range] = Field(default_factory=dict)
-    """What PBT mutates, by hyperparameter name; empty: learning rate and the four penalties. Fields that it can mutate
-    are listed in ``rayconf.search``."""
+    """What PBT mutates, by hyperparameter name; empty: learning rate and those of the four penalties that act. Fields
+    that it can mutate are listed in ``rayconf.search``."""
     backtest: BacktestConfig = BacktestConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -96,6 +105,7 @@ class RunConfig(Section):
             features = FeaturesConfig.model_validate(data.get("features", {}))
             backtest = BacktestConfig.model_validate(data.get("backtest", {}))
             pbt = PBTConfig.model_validate(data.get("pbt", {}))
+            direct = DirectConfig.model_validate(data.get("direct", {}))
         except ValidationError:
             return data  # reported by the ordinary validation, with the full path
         update: dict[str, Any] = {}
@@ -112,7 +122,7 @@ class RunConfig(Section):
             fractions = DEFAULT_FRACTIONS if where.dir else synthetic.fractions
             resolved["split"] = split.model_copy(update={"fractions": fractions})
         if not data.get("search"):
-            resolved["search"] = default_search(env, costs)
+            resolved["search"] = default_search(env, costs, idle_fields(data.get("algo", "ppo"), direct.objective))
         return resolved
 
     @model_validator(mode="after")
@@ -173,6 +183,8 @@ class RunConfig(Section):
             raise ValueError(
                 f"search.{name}.path: {space.path!r} cannot be mutated; choose one of {', '.join(MUTABLE)}"
             )
+        if why := idle_fields(self.algo, self.direct.objective).get(space.path):
+            raise ValueError(f"search.{name}.path: {space.path!r} changes nothing while {why}")
         section, _, field = space.path.partition(".")
         owner: Section = getattr(self, section)
         whole = isinstance(getattr(owner, field), int)
@@ -190,6 +202,13 @@ class RunConfig(Section):
                 raise ValueError(f"search.{name}.{label}: {value:g} cannot be {space.path}: {why}") from error
             except ValueError as error:
                 raise ValueError(f"search.{name}.{label}: {error}") from error
+
+    @property
+    def env_steps_per_update(self) -> int:
+        """Environment steps of one update, over all accounts."""
+        if self.algo == "direct":
+            return self.direct.bars_per_step * self.direct.steps
+        return self.ppo.num_envs * self.ppo.rollout_steps
 
     @property
     def mutates_learning_rate(self) -> bool:

@@ -331,6 +331,50 @@ class PPOConfig(Section):
         return self
 
 
+class DirectConfig(Section):
+    """Ascent of the exact gradient of what the accounts earn (Moody and Saffell 2001; Lim, Zohren and Roberts 2019).
+
+    The market does not answer and the ledger is differentiable, so the deterministic policy is run through windows of
+    the training span and its objective differentiated back through the accounts. An update is ``steps`` gradient steps,
+    each on windows drawn anew. ``env.episode_bars`` and the section ``ppo`` play no part.
+
+    Without sampled actions little keeps it from fitting the noise of the span: ``network.dropout``, whose masks a
+    window keeps, matters more than under PPO. Within a no-trade band there is no gradient, so ``env.no_trade_band``
+    must be narrower than the moves of an untrained policy.
+    """
+
+    objective: Literal["sharpe", "reward"] = "sharpe"
+    """``sharpe``: Sharpe ratio of net returns per bar, pooled over all windows, each in units of its market's noise,
+    under the training costs and less 1e-4 x ``env.turnover_penalty`` x squared turnover; ``reward``: mean of the shaped
+    reward that PPO sees."""
+    windows: Annotated[int, Field(ge=2)] = 128
+    """Windows per gradient step, drawn uniformly; each is an account that starts in cash."""
+    window_bars: Annotated[int, Field(ge=2)] = 84
+    """Bars of a window."""
+    burn_bars: Annotated[int, Field(ge=0)] = 21
+    """First bars of a window that do not count: the account only moves to where it wants to be."""
+    steps: Count = 8
+    """Gradient steps per update."""
+    floor: Positive = 0.1
+    """Standard deviation added in quadrature under the Sharpe ratio, as a share of equal weight's on the training span,
+    so that cash is not a singularity."""
+    worst_window: NonNegative = 0.0
+    """Weight of the worst windows beside the pooled Sharpe ratio: of the smooth minimum over the windows' own."""
+
+    @model_validator(mode="after")
+    def _acts(self) -> "DirectConfig":
+        if self.burn_bars > self.window_bars - 2:
+            raise ValueError(f"burn_bars {self.burn_bars} must leave two bars of window_bars {self.window_bars}")
+        if self.worst_window and self.objective != "sharpe":
+            raise ValueError(f"worst_window {self.worst_window} needs objective sharpe")
+        return self
+
+    @property
+    def bars_per_step(self) -> int:
+        """Environment steps of one gradient step."""
+        return self.windows * self.window_bars
+
+
 class OptimizerConfig(Section):
     """How gradients become weights."""
 
@@ -369,9 +413,9 @@ class PBTConfig(Section):
     """In arm ``pbt`` the first member trains at the run's own values throughout: never replaced or moved, though it may
     be donor and may be archived. Alone (population 1) it is plain PPO; of two, the other is challenged by it."""
     iterations: Count = 24
-    """PPO updates per member over the whole run."""
+    """Updates per member over the whole run."""
     interval: Count = 3
-    """PPO updates per generation; must divide ``iterations``."""
+    """Updates per generation; must divide ``iterations``."""
     quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
     """Share of a pair's members at the bottom that may be replaced, and at the top that may be donors."""
     replace_z: NonNegative = 1.0
