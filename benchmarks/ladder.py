@@ -151,7 +151,7 @@ class Ladder:
         run = load_config(assignments=[*self.base, *row.assignments, *where])
         if not self.trained(row).learns:
             return run
-        batch = run.ppo.num_envs * run.ppo.rollout_steps
+        batch = run.env_steps_per_update
         updates = UPDATES * max(1, self.trained(row).budget // 3)
         generations = max(1, round(self.trained(row).budget * self.budget / (batch * updates)))
         size = {"interval": updates, "iterations": updates * generations, "population": self.population}
