@@ -13,6 +13,9 @@ import pyarrow as pa
 from analysis.frames import daily_schema, frame_block, group_slices, part_of
 from analysis.summary import STRUNG
 
+SPANS = ("window", "split", "pair", "date")
+"""Columns of ``daily`` that say where the windows lie."""
+
 
 def windows_in(table: pa.Table) -> list[int]:
     """Numbers of the windows of a walk-forward in a frame, first to last; empty without one."""
@@ -51,6 +54,19 @@ def strung(daily: pa.Table) -> pa.Table:
         columns["equity"] = compounded([part.column("equity").to_numpy() for part in rows])
         blocks.append(frame_block(schema, constants, columns))
     return pa.concat_tables(blocks) if blocks else schema.empty_table()
+
+
+def spans_of(daily: pa.Table) -> dict[tuple[str, int, str], tuple[str, str]]:
+    """Days of the first and the last fill by pair, window and split.
+
+    Args:
+        daily: Rows of ``daily`` with the columns ``SPANS``, sorted by its key: one policy's, under one scenario.
+    """
+    dates = daily.column("date").to_numpy().astype("datetime64[D]")
+    return {
+        (pair, window, split): (str(dates[rows.start]), str(dates[rows.stop - 1]))
+        for (window, split, pair), rows in group_slices(daily, ["window", "split", "pair"])
+    }
 
 
 def compounded(equities: Sequence[np.ndarray]) -> np.ndarray:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from envs.market import PairMarket, load_markets
 from envs.scaler import Scaler
 from envs.walk_forward import load_windows
+from pbt.manifest import Population
 from pbt.run_dir import RunDir
 from rayconf.run_config import RunConfig
 
@@ -37,6 +38,20 @@ class Window:
 def window_numbers(run: RunConfig) -> range:
     """Numbers of the windows, first to last; 0 alone without a walk-forward."""
     return range(1, len(run.split.walk_forward) + 1) if run.split.walk_forward else range(1)
+
+
+def current_window(directory: RunDir, run: RunConfig) -> RunDir:
+    """The run as its first window sees it that is not trained to the end, or else its last.
+
+    Raises:
+        UserError: A commit cannot be read.
+    """
+    for number in window_numbers(run):
+        window = directory.in_window(number)
+        manifests = [window.manifest(pair) for pair in run.data.pairs]
+        if not all(path.is_file() and Population.read(path).status == "complete" for path in manifests):
+            break
+    return window
 
 
 def windows_of(run: RunConfig, directory: RunDir, scalers: Mapping[str, Scaler] | None = None) -> tuple[Window, ...]:
@@ -65,6 +80,9 @@ def numbered(table: pa.Table, number: int) -> pa.Table:
 def plan_lines(run: RunConfig, windows: Sequence[Window]) -> tuple[str, ...]:
     """What a plan says of the windows, and the notes on the data of the pairs of ``run``, each once."""
     starts = run.split.walk_forward
-    told = (f"windows    {len(starts)}, each of these steps, one after the other; tests from {', '.join(starts)}",)
+    told = (
+        f"windows    {len(starts)}, each of these steps, one after the other; tests from {', '.join(starts)}, less the "
+        "embargo at the start of each",
+    )
     notes = dict.fromkeys(note for pair in run.data.pairs for window in windows for note in window.markets[pair].notes)
     return (*(told if starts else ()), *notes)
