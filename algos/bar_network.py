@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from algos.distribution import SquashedGaussian
 from algos.encoders import Encoder, build_encoder, dense, strip_rows
-from algos.module import ACTION_DIM, ACTIVATIONS, POLICY_GAIN, ActorCritic
+from algos.module import ACTION_DIM, ACTIVATIONS, ActorCritic
 from rayconf.errors import UserError
 from rayconf.keys import torch_seed
 
@@ -114,7 +114,7 @@ class BarActorCritic(ActorCritic):
 
         self.encoder = encoder()
         width = self.encoder.width
-        self.pi = Branch(width, account, hidden, ACTION_DIM, activation, POLICY_GAIN, generator)
+        self.pi = Branch(width, account, hidden, ACTION_DIM, activation, config["policy_gain"], generator)
         if self.sharing == "separate":
             self.critic_encoder = encoder()
         self.vf = Branch(width, account, hidden, 1, activation, 1.0, generator)

@@ -14,7 +14,8 @@ from torch import Tensor
 from algos.bar_network import Branch
 from algos.encoders import build_encoder
 from algos.module import ACTION_DIM, ACTIVATIONS
-from algos.policy import Policy
+from algos.policy import Policy, read_action_map
+from envs.mapping import ActionMap
 from rayconf.run_config import RunConfig
 
 BARS = 256
@@ -28,10 +29,8 @@ class BarPolicy(Policy):
     Args:
         weights: Parameters of ``BarActorCritic`` by name; only the actor's are used.
         network: The run's network section.
-        mapping: Action mapping of the env.
-        leverage: The run's gross limit, which scales actions.
+        action_map: What actions ask for.
         feature_names: Names of the market features, in order.
-        leverage_cap: The policy's own, smaller limit; None: none.
     """
 
     def __init__(
@@ -39,10 +38,8 @@ class BarPolicy(Policy):
         weights: Mapping[str, Tensor],
         network: Mapping[str, Any],
         *,
-        mapping: str,
-        leverage: float,
+        action_map: ActionMap,
         feature_names: Sequence[str],
-        leverage_cap: float | None = None,
     ) -> None:
         self.network = dict(network)
         self._weights = {
@@ -64,10 +61,8 @@ class BarPolicy(Policy):
         super().__init__(
             head,
             activation=activation,
-            mapping=mapping,
-            leverage=leverage,
+            action_map=action_map,
             feature_names=feature_names,
-            leverage_cap=leverage_cap,
             account_columns=columns,
         )
 
@@ -112,10 +107,8 @@ class BarPolicy(Policy):
             return cls(
                 tensors,
                 about["market_network"],
-                mapping=about["mapping"],
-                leverage=about["leverage"],
+                action_map=read_action_map(about),
                 feature_names=about["feature_names"],
-                leverage_cap=about.get("leverage_cap"),
             )
         except (RuntimeError, KeyError) as error:
             raise ValueError("policy.json and policy.safetensors describe different networks") from error
@@ -132,24 +125,13 @@ def build_policy(weights: Mapping[str, Tensor], run: RunConfig, feature_names: S
 
     Args:
         weights: Parameters by name; only the actor's are used.
-        run: Its network, mapping, leverage and leverage cap.
+        run: Its network, and what actions ask for.
         feature_names: Names of the market features, in order.
     """
-    network, mapping, leverage, cap = run.network, run.env.mapping, run.costs.leverage, run.env.leverage_cap
+    network, action_map = run.network, ActionMap.of(run)
     if network.encoder == "mlp":
         return Policy.from_weights(
-            weights,
-            activation=network.activation,
-            mapping=mapping,
-            leverage=leverage,
-            feature_names=feature_names,
-            leverage_cap=cap,
+            weights, activation=network.activation, action_map=action_map, feature_names=feature_names
         )
-    return BarPolicy(
-        weights,
-        network.model_dump(mode="json", exclude={"dropout"}),
-        mapping=mapping,
-        leverage=leverage,
-        feature_names=feature_names,
-        leverage_cap=cap,
-    )
+    described = network.model_dump(mode="json", exclude={"dropout"})
+    return BarPolicy(weights, described, action_map=action_map, feature_names=feature_names)

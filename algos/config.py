@@ -15,7 +15,7 @@ from algos.env_runner import BatchedEnvRunner
 from algos.evaluation import evaluate_on_validation
 from algos.learner import PairPPOLearner
 from algos.markets import market_for
-from algos.module import ACTION_DIM, ActorCritic
+from algos.module import ACTION_DIM, POLICY_GAIN, ActorCritic
 from rayconf.errors import UserError
 from rayconf.keys import derive_key
 from rayconf.loading import load_config
@@ -243,6 +243,7 @@ class PairPPOConfig(PPOConfig):
             "hidden": tuple(network["hidden"]),
             "activation": network["activation"],
             "initial_log_std": network["initial_log_std"],
+            "policy_gain": 0.0 if self.env_config["run"]["env"]["mapping"] == "residual" else POLICY_GAIN,
             "key": self.stream_key,
         }
         if network["encoder"] == "mlp":

@@ -93,7 +93,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         spec = self.config.get_rl_module_spec(spaces=self.get_spaces(), inference_only=False)
         self.module = spec.build().to(self._device)
         if isinstance(self.module, BarActorCritic):
-            self.module.attach(market_for(self.config.env_config).features)
+            self.module.attach(market_for(self.config.env_config).training_features)
 
     def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
         """Observation and action space; known without an environment, for the driver of remote runners."""

@@ -67,7 +67,7 @@ class PairPPOLearner(PPOTorchLearner):
         super().build()
         self.branchless = self._device.type != "cpu"
         if isinstance(self._net, BarActorCritic):
-            self._net.attach(market_for(self.config.env_config).features)
+            self._net.attach(market_for(self.config.env_config).training_features)
         self._weights = list(self._net.parameters())
         self._average = WeightAverage(self._weights, self.config.ema_half_life)
         self._schedule_steps = self.config.schedule_steps

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from envs.market import PairMarket, load_markets
+from envs.universe import with_universe
 from rayconf.errors import UserError
 from rayconf.run_config import RunConfig
 
 # The sections that decide what a market looks like. Penalties and costs are left out on purpose: they
 # mutate from generation to generation, the market does not.
-_SECTIONS = ("data", "synthetic", "split", "features")
+_SECTIONS = ("data", "synthetic", "split", "features", "universe", "augment")
 
 _MARKETS: dict[tuple[str, str], PairMarket] = {}
 
@@ -19,6 +20,10 @@ _MARKETS: dict[tuple[str, str], PairMarket] = {}
 def market_key(run: RunConfig) -> str:
     """Digest of everything in the run that its markets depend on."""
     parts: dict[str, Any] = {name: getattr(run, name).model_dump(mode="json") for name in _SECTIONS}
+    if run.universe.given or run.augment.histories:
+        parts |= {"encoder": [run.network.encoder, run.network.encoder_window]}
+    if run.augment.histories:
+        parts |= {"seed": run.seed}
     parts |= {"lag": run.env.lag, "base": run.stages.base_digest}  # a base checkpoint brings the scale of features
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
@@ -41,7 +46,8 @@ def market_for(env_config: Mapping[str, Any]) -> PairMarket:
     if (key, pair) not in _MARKETS:
         if pair not in run.data.pairs:
             raise UserError(f"pair: {pair!r} is not in data.pairs; choose one of {', '.join(run.data.pairs)}")
-        _MARKETS.update({(key, name): market for name, market in load_markets(run).items()})
+        markets = with_universe(load_markets(run), run)
+        _MARKETS.update({(key, name): market for name, market in markets.items()})
     return _MARKETS[key, pair]
 
 

@@ -18,7 +18,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": FastTanh, "silu": nn.SiLU}
 ACTION_DIM = 2
 """One action per leg."""
 POLICY_GAIN = 0.01
-"""Scale of the actor's output layer: an untrained policy stays near cash."""
+"""Scale of the actor's output layer: an untrained policy stays near cash. One that corrects a prior starts at 0."""
 
 
 def perceptron(sizes: Sequence[int], activation: str, output_gain: float, generator: torch.Generator) -> nn.Sequential:
@@ -51,8 +51,8 @@ class ActorCritic(TorchRLModule, ValueFunctionAPI):
     its mean is a plain tanh, which is all that the deployed policy needs, and because its KL and ratio are
     cheap and finite (see ``SquashedGaussian``).
 
-    ``model_config``: ``hidden`` widths, ``activation``, ``initial_log_std`` and ``key``, from which the
-    weights are drawn.
+    ``model_config``: ``hidden`` widths, ``activation``, ``initial_log_std``, ``policy_gain``, the scale of the actor's
+    output layer, and ``key``, from which the weights are drawn.
     """
 
     def setup(self) -> None:
@@ -61,7 +61,9 @@ class ActorCritic(TorchRLModule, ValueFunctionAPI):
         inputs = self.observation_space.shape[0]
         hidden = tuple(config["hidden"])
         generator = torch.Generator().manual_seed(torch_seed(config["key"], "weights"))
-        self.pi: nn.Module = perceptron((inputs, *hidden, ACTION_DIM), config["activation"], POLICY_GAIN, generator)
+        self.pi: nn.Module = perceptron(
+            (inputs, *hidden, ACTION_DIM), config["activation"], config["policy_gain"], generator
+        )
         self.vf: nn.Module = perceptron((inputs, *hidden, 1), config["activation"], 1.0, generator)
         self.log_std = nn.Parameter(torch.full((ACTION_DIM,), float(config["initial_log_std"])))
         self.action_dist_cls = SquashedGaussian

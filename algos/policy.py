@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from envs.mapping import round_targets, target_weights
+from envs.mapping import ActionMap, round_targets
+from envs.prior import PRIOR_COLUMNS
 
 BLOCK = 16
 """Rows per matrix product. Products of fewer rows round differently, so that a row's result would depend on how many
@@ -18,6 +20,28 @@ ELEMENTS = (1 << 15) - 1
 """Numbers per pass, about: they stay in the cache, and torch's threads, which would cut a nonlinearity into parts of
 other sizes, leave so few alone."""
 SCHEMA = 1
+_RENAMED = {"cap": "leverage_cap", "band": "no_trade_band"}
+"""Fields of ``ActionMap`` that ``policy.json`` calls as the config does."""
+
+
+def prior_place(feature_names: Sequence[str]) -> slice | None:
+    """Where the prior's weights stand among the features; None: there is none."""
+    if PRIOR_COLUMNS[0] not in feature_names:
+        return None
+    first = list(feature_names).index(PRIOR_COLUMNS[0])
+    return slice(first, first + len(PRIOR_COLUMNS))
+
+
+def read_action_map(about: Mapping[str, Any]) -> ActionMap:
+    """The action map that a ``policy.json`` describes; a field that it lacks has its default.
+
+    Raises:
+        KeyError: It names no mapping or leverage.
+        ValueError: It names an unknown mapping.
+    """
+    names = {field.name: _RENAMED.get(field.name, field.name) for field in fields(ActionMap)}
+    given = {name: about[key] for name, key in names.items() if key in about}
+    return ActionMap(**{"mapping": about["mapping"], "leverage": about["leverage"], **given})
 
 
 class Policy:
@@ -30,10 +54,8 @@ class Policy:
     Args:
         layers: Weight [out, in] and bias [out] per layer.
         activation: ``tanh`` or ``silu``, between layers.
-        mapping: Action mapping of the env.
-        leverage: The run's gross limit, which scales actions.
+        action_map: What actions ask for.
         feature_names: Names of the market features, in order.
-        leverage_cap: The policy's own, smaller limit, see ``target_weights``; None: none.
         account_columns: Columns of the account, the last inputs; default: all inputs that are not features.
     """
 
@@ -42,15 +64,13 @@ class Policy:
         layers: Sequence[tuple[Tensor, Tensor]],
         *,
         activation: str,
-        mapping: str,
-        leverage: float,
+        action_map: ActionMap,
         feature_names: Sequence[str],
-        leverage_cap: float | None = None,
         account_columns: int | None = None,
     ) -> None:
-        self.activation, self.mapping, self.leverage = activation, mapping, float(leverage)
-        self.leverage_cap = leverage_cap
+        self.activation, self.action_map = activation, action_map
         self.feature_names = tuple(feature_names)
+        self.prior_at = prior_place(self.feature_names)
         self._layers = [(w.detach().cpu().double(), b.detach().cpu().double()) for w, b in layers]
         self.inputs = self._layers[0][0].shape[1]
         self.account_columns = self.inputs - len(self.feature_names) if account_columns is None else account_columns
@@ -78,22 +98,13 @@ class Policy:
         weights: Mapping[str, Tensor],
         *,
         activation: str,
-        mapping: str,
-        leverage: float,
+        action_map: ActionMap,
         feature_names: Sequence[str],
-        leverage_cap: float | None = None,
     ) -> "Policy":
         """From the parameters of ``ActorCritic`` by name; only the actor's are used."""
         numbers = sorted(int(name.split(".")[1]) for name in weights if name.startswith("pi.") and "weight" in name)
         layers = [(weights[f"pi.{i}.weight"], weights[f"pi.{i}.bias"]) for i in numbers]
-        return cls(
-            layers,
-            activation=activation,
-            mapping=mapping,
-            leverage=leverage,
-            feature_names=feature_names,
-            leverage_cap=leverage_cap,
-        )
+        return cls(layers, activation=activation, action_map=action_map, feature_names=feature_names)
 
     def decide(self, features: Tensor, account: Tensor) -> Tensor:
         """Target weights [B, 2] float64 for features [B, F] and the account's view [B, A], both float64.
@@ -105,11 +116,8 @@ class Policy:
         if width + account.shape[1] != self.inputs:
             raise ValueError(f"policy expects {self.inputs} inputs, got {width} + {account.shape[1]}")
         actions = self.actions(self._sums(padded(features)), padded(account))[:count]
-        return round_targets(self.targets(actions))
-
-    def targets(self, actions: Tensor) -> Tensor:
-        """Target weights [B, 2] of actions [B, 2], not rounded."""
-        return target_weights(actions, self.mapping, self.leverage, self.leverage_cap)
+        prior = None if self.prior_at is None else features[:, self.prior_at]
+        return round_targets(self.action_map.targets(actions, prior, account[:, :2] * self.action_map.leverage))
 
     def market_sums(self, features: Tensor, bars: range) -> Tensor:
         """The market's share of the first layer's sums, [N, H] float64 for N bars.
@@ -171,10 +179,8 @@ class Policy:
         policy = cls(
             layers,
             activation=about["activation"],
-            mapping=about["mapping"],
-            leverage=about["leverage"],
+            action_map=read_action_map(about),
             feature_names=about["feature_names"],
-            leverage_cap=about.get("leverage_cap"),  # policies of before there was one have none
         )
         if about["network"] != policy._description()["network"]:
             raise ValueError(f"{folder}: policy.json and policy.safetensors describe different networks")
@@ -185,9 +191,7 @@ class Policy:
             "schema": SCHEMA,
             "network": [self.inputs, *(len(b) for _, b in self._layers)],
             "activation": self.activation,
-            "mapping": self.mapping,
-            "leverage": self.leverage,
-            "leverage_cap": self.leverage_cap,
+            **{_RENAMED.get(name, name): value for name, value in asdict(self.action_map).items()},
             "account_columns": self.account_columns,
             "feature_names": list(self.feature_names),
         }

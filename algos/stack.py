@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from algos.policy import EnsemblePolicy, Policy, mean_target, padded
-from envs.mapping import round_targets, target_weights
+from envs.mapping import round_targets
 from envs.replay import Answer
 
 
@@ -44,7 +44,9 @@ class PolicyStack:
     def __init__(self, policies: Sequence[Policy | EnsemblePolicy], features: Tensor, rows: int | None) -> None:
         self._teams = [policy.members if isinstance(policy, EnsemblePolicy) else (policy,) for policy in policies]
         self._networks = list({id(network): network for team in self._teams for network in team}.values())
-        about = {(n.feature_names, n.account_columns, n.mapping, n.leverage) for n in self._networks}
+        about = {
+            (n.feature_names, n.account_columns, n.action_map.mapping, n.action_map.leverage) for n in self._networks
+        }
         if len(about) > 1:
             raise ValueError("policies of a stack need the same inputs, mapping and leverage")
         if features.shape[1] != len(self._networks[0].feature_names):
@@ -80,9 +82,14 @@ class PolicyStack:
                 order[own] = torch.arange(size, size + len(own))
                 means.append((len(team), torch.cat(sources)))
                 size += len(own)
-        first, mapping, leverage = bars.start, self._networks[0].mapping, self._networks[0].leverage
+        first, leverage = bars.start, self._networks[0].action_map.leverage
+        place_of_prior = self._networks[0].prior_at
+        prior = None
+        if place_of_prior is not None and self._networks[0].action_map.mapping == "residual":
+            prior = self._features[bars.start : bars.stop, place_of_prior].double()
         straight = bool((order == torch.arange(len(rows))).all()) and not means
-        capped = any(network.leverage_cap is not None for network in self._networks)
+        maps = [network.action_map for network, *_ in passes]
+        alike = len(set(maps)) == 1 and prior is None and not maps[0].brakes
 
         def answer(at: Tensor, account: Tensor) -> Tensor:
             if first:
@@ -91,12 +98,17 @@ class PolicyStack:
             for network, sums, chosen, count in passes:
                 seen = sums.index_select(0, at.index_select(0, chosen))
                 actions.append(network.actions(seen, account.index_select(0, chosen))[:count])
-            if capped:  # each network has a limit of its own
-                wanted = [network.targets(own) for (network, *_), own in zip(passes, actions, strict=True)]
-                targets = round_targets(torch.cat(wanted))
-            else:
+            if alike:
                 joined = actions[0] if len(actions) == 1 else torch.cat(actions)
-                targets = round_targets(target_weights(joined, mapping, leverage))
+                targets = round_targets(maps[0].targets(joined))
+            else:
+                wanted = []
+                for own_map, own, (_, _, chosen, count) in zip(maps, actions, passes, strict=True):
+                    rows = chosen[:count]
+                    leans = None if prior is None else prior.index_select(0, at.index_select(0, rows))
+                    held = account.index_select(0, rows)[:, :2] * leverage if own_map.brakes else None
+                    wanted.append(own_map.targets(own, leans, held))
+                targets = round_targets(torch.cat(wanted))
             if straight:
                 return targets
             teams = []

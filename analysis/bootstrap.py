@@ -178,6 +178,26 @@ def _percentiles(values: Array) -> tuple[float, float]:
 Ends = tuple[float | None, float | None]
 
 
+def resampled_sharpes(streams: Sequence[Array], block: int, resamples: int = RESAMPLES) -> Array:
+    """Sharpe ratio per session of each resample [resamples, K] of K streams of one length [D], resampled alike.
+
+    0 for a stream without variance, and for a resample without any.
+    """
+    values = np.zeros((resamples, len(streams)))
+    moving = [i for i, stream in enumerate(streams) if not is_flat(stream)]
+    if not moving:
+        return values
+    level = np.array([streams[i].mean() / streams[i].std() for i in moving])
+    z = np.stack([(streams[i] - streams[i].mean()) / streams[i].std() for i in moving], axis=1)
+    means = resampled_means(np.concatenate([z, z**2], axis=1), block, resamples)
+    first, second = means[:, : len(moving)], means[:, len(moving) :]
+    variance = second - first**2
+    constant = variance <= DEGENERATE
+    spread = np.sqrt(np.where(constant, 1.0, variance))
+    values[:, moving] = np.where(constant, 0.0, (level + first) / spread)
+    return values
+
+
 def sharpe_intervals(
     streams: Sequence[Array], *, sessions_per_year: Sequence[float] | float = 252, resamples: int = RESAMPLES
 ) -> list[Ends]:
@@ -203,16 +223,9 @@ def sharpe_intervals(
             continue
         groups.setdefault((stream.size, automatic_block(stream)), []).append(index)
     for (_, block), indices in groups.items():
-        z = np.stack([(streams[i] - streams[i].mean()) / streams[i].std() for i in indices], axis=1)
-        means = resampled_means(np.concatenate([z, z**2], axis=1), block, resamples)
-        first, second = means[:, : len(indices)], means[:, len(indices) :]
-        variance = second - first**2
-        constant = variance <= DEGENERATE
-        spread = np.sqrt(np.where(constant, 1.0, variance))
+        values = resampled_sharpes([streams[i] for i in indices], block, resamples)
         for column, index in enumerate(indices):
-            level = streams[index].mean() / streams[index].std()
-            values = np.where(constant[:, column], 0.0, (level + first[:, column]) / spread[:, column])
-            low, high = _percentiles(math.sqrt(years[index]) * values)
+            low, high = _percentiles(math.sqrt(years[index]) * values[:, column])
             found[index] = (low, high)
     return found
 

@@ -1,17 +1,17 @@
 """The trainer's environment: N accounts replaying random training episodes, stepped as tensors."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from envs import ledger
 from envs.account_view import AccountView, account_size
 from envs.ledger import Account, Terms
-from envs.mapping import target_weights
+from envs.mapping import ActionMap
 from envs.market import PairMarket
+from envs.training_bars import TrainingBars
 from rayconf.run_config import RunConfig
 
 TAIL = 0.95
@@ -92,11 +92,11 @@ def training_terms(run: RunConfig) -> Terms:
 
 
 class BatchedPairTrading:
-    """N accounts in units of their own equity, each at its own bar of the training span, with automatic resets.
+    """N accounts in units of their own equity, each at its own training bar, with automatic resets.
 
     Args:
-        market: The pair.
-        run: Mapping, lag, reward, costs and episode length.
+        market: The pair, and what its policies train on.
+        run: Mapping, lag, reward, costs, episode length and augmentation.
         num_envs: Number of accounts N.
         generator: CPU generator that draws episode starts.
         dtype: Float type of observations and accounting.
@@ -125,29 +125,42 @@ class BatchedPairTrading:
 
         self.num_envs = num_envs
         self._numbered = numbered
-        self._market_columns = 1 if numbered else market.features.shape[1]
-        self.observation_dim = self._market_columns + account_size(uses_drawdown(run))
-        self._features = tensor(market.features)
-        # one gather a step: both legs' returns to the next fill, both legs' moves to the close, years to the next fill
-        self._bars = tensor(np.column_stack((market.returns, market.moves[:-1], market.years)))
-        self._lag, self._mapping, self._leverage = run.env.lag, run.env.mapping, run.costs.leverage
-        self._cap = run.env.leverage_cap
+        self.observation_dim = (1 if numbered else market.features.shape[1]) + account_size(uses_drawdown(run))
+        source = market.training or TrainingBars.of(market)
+        self._features = tensor(source.features)
+        self._bars = tensor(source.steps)  # one gather a step
+        self._lag, self._map, self._leverage = run.env.lag, ActionMap.of(run), run.costs.leverage
+        self._prior = None if source.prior is None else tensor(source.prior)
         self._episode_bars, self._per_start = run.env.episode_bars, run.ppo.accounts_per_start
-        span = market.splits["train"]
-        self._first, self._last = span.start - self._lag, span.stop - 2 - self._lag
+        decisions = source.decisions(self._lag)
+        self._beginnings = torch.cat([torch.arange(*span) for span in decisions])
+        last = torch.zeros(len(source.features), dtype=torch.int64)
+        for span in decisions:
+            last[span.start : span.stop + 1] = span.stop - 1
+        self._last = last.to(device)
         self._terms = training_terms(run)
-        self._reward = Reward(run, market.equal_weight_sd)
+        self._cost = self._terms.cost
+        self._reward = Reward(run, 1.0)
         self._drawdown = uses_drawdown(run)
         self._view = AccountView(num_envs, self._lag, self._leverage, self._drawdown, dtype, device)
         self._generator, self._dtype, self._device = generator, dtype, torch.device(device)
         self.branchless = self._device.type != "cpu" if branchless is None else branchless
         self._ahead: _DrawsAhead | None = None
         self.tail_quantile = equal_weight_tail(market)
+        self._noise: Tensor | None = None
+        if run.augment.noise:
+            self._noise = torch.full(self._features.shape[1:], run.augment.noise, dtype=dtype, device=device)
+            self._noise[source.prior_columns] = 0
+        self._cost_factor = run.augment.cost_factor
+        self._variation = torch.Generator(self._device)
 
     def reset(self) -> Tensor:
         """Fresh accounts at random bars, their episode clocks staggered; observations [N, D]."""
         self._bar = self._starts(self._generator)
-        self._age = self._draw(0, self._episode_bars, self._generator).to(self._device)
+        self._age = self._draw(self._episode_bars, self._generator).to(self._device)
+        if self._noise is not None or self._cost_factor > 1:
+            self._variation.manual_seed(int(torch.randint(1 << 62, (), generator=self._generator)))
+        self._terms = self._dearer(torch.ones(self.num_envs, dtype=torch.bool, device=self._device))
         if self.branchless:
             self._ahead = _DrawsAhead(lambda: self._starts_drawn(self._generator), self._device)
         self._account = ledger.open_accounts(self.num_envs, self._dtype, self._device)
@@ -155,33 +168,40 @@ class BatchedPairTrading:
         self._equity = self._account.equity
         self._log_equity = torch.zeros(self.num_envs, dtype=self._dtype, device=self._device)
         self._log_peak, self._depth = self._log_equity, self._log_equity
-        return self._observe(self._view.reset())
+        self._seen = self._view.reset()
+        return self._observe(self._seen)
+
+    def _target(self, action: Tensor) -> Tensor:
+        prior = None if self._prior is None else self._prior.index_select(0, self._bar)
+        held = self._seen[:, :2] * self._leverage if self._map.brakes else None
+        return self._map.targets(action, prior, held)
 
     def step(self, action: Tensor) -> Step:
         """Trade on actions [N, 2] in [-1, 1] and earn one bar."""
         k = self._bar + self._lag
-        target = target_weights(action, self._mapping, self._leverage, self._cap)
-        returns, moves, years = self._bars.index_select(0, k).split_with_sizes((2, 2, 1), dim=1)
+        target = self._target(action)
+        returns, moves, years, unit = self._bars.index_select(0, k).split_with_sizes((2, 2, 1, 1), dim=1)
         after, fill = ledger.step(self._account, target, returns, years.squeeze(1), self._terms)
         log_growth = fill.log_growth
         reward = self._reward(log_growth, fill.turnover, self._deepen(log_growth), self.tail_quantile)
+        reward = reward * unit.squeeze(1)
 
         self._bar, self._age = self._bar + 1, self._age + 1
-        view = self._view.after(fill, moves, self._equity)
+        self._seen = view = self._view.after(fill, moves, self._equity)
         self._account = ledger.rebased(after)
         if self._drawdown:
             self._equity = self._equity * after.equity
         terminated = after.ruined
-        truncated = ((self._age >= self._episode_bars) | (self._bar > self._last)) & ~terminated
+        truncated = ((self._age >= self._episode_bars) | (self._bar > self._last[self._bar])) & ~terminated
         observation = self._observe(view)
         done = terminated | truncated
         final = None
         if self._ahead is not None:
             final = observation
-            observation = self._restart(done, observation, self._ahead.take(done.any()))
+            observation = self._restart(done, self._ahead.take(done.any()))
         elif bool(done.any()):
             final = observation
-            observation = self._restart(done, observation, self._starts(self._generator))
+            observation = self._restart(done, self._starts(self._generator))
         return Step(observation, reward, terminated, truncated, final, log_growth)
 
     def observe_tail(self, log_growth: Tensor) -> None:
@@ -202,7 +222,7 @@ class BatchedPairTrading:
         for _ in range(steps):
             bar, age = bar + 1, age + 1
             seen.append(bar)
-            done = (age >= self._episode_bars) | (bar > self._last)
+            done = (age >= self._episode_bars) | (bar > self._last[bar])
             if bool(done.any()):
                 bar, age = torch.where(done, self._starts(ahead), bar), age.masked_fill(done, 0)
                 seen.append(bar)
@@ -210,24 +230,36 @@ class BatchedPairTrading:
 
     def observable(self) -> Tensor:
         """Bars of all observations that there can be, final ones too, ascending."""
-        return torch.arange(self._first, self._last + 2, device=self._device)
+        return torch.unique(torch.cat((self._beginnings, self._beginnings + 1))).to(self._device)
 
     def _observe(self, view: Tensor) -> Tensor:
         if self._numbered:
             return torch.cat((self._bar.to(self._dtype).unsqueeze(1), view), dim=1)
-        return torch.cat((self._features.index_select(0, self._bar), view), dim=1)
+        features = self._features.index_select(0, self._bar)
+        if self._noise is not None:
+            drawn = torch.randn(features.shape, generator=self._variation, dtype=self._dtype, device=self._device)
+            features = features + self._noise * drawn
+        return torch.cat((features, view), dim=1)
 
     def _starts(self, generator: torch.Generator) -> Tensor:
         return self._starts_drawn(generator).to(self._device)
 
     def _starts_drawn(self, generator: torch.Generator) -> Tensor:
         # Any bar, also close to the end, where truncation bootstraps: the latest bars count as much as others.
-        return self._draw(self._first, self._last + 1, generator)
+        return self._beginnings[self._draw(len(self._beginnings), generator)]
 
-    def _draw(self, low: int, high: int, generator: torch.Generator) -> Tensor:
-        """[N] numbers in low .. high - 1 on the CPU, the same for accounts that start together."""
-        drawn = torch.randint(low, high, (self.num_envs // self._per_start,), generator=generator)
+    def _draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """[N] numbers below ``count`` on the CPU, the same for accounts that start together."""
+        drawn = torch.randint(count, (self.num_envs // self._per_start,), generator=generator)
         return drawn.repeat_interleave(self._per_start)
+
+    def _dearer(self, rows: Tensor) -> Terms:
+        """The terms with costs drawn anew for the accounts selected by the mask [N]."""
+        if self._cost_factor == 1:
+            return self._terms
+        share = torch.rand(self.num_envs, generator=self._variation, dtype=self._dtype, device=self._device)
+        dearer = self._cost * (1 + (self._cost_factor - 1) * share)
+        return replace(self._terms, cost=torch.where(rows, dearer, self._terms.cost))
 
     def _deepen(self, log_growth: Tensor) -> Tensor | None:
         if not self._drawdown:
@@ -238,7 +270,7 @@ class BatchedPairTrading:
         deepened, self._depth = depth - self._depth, depth
         return deepened
 
-    def _restart(self, done: Tensor, observation: Tensor, starts: Tensor) -> Tensor:
+    def _restart(self, done: Tensor, starts: Tensor) -> Tensor:
         account, fresh = self._account, self._fresh
         self._account = Account(
             equity=fresh.equity,
@@ -248,14 +280,15 @@ class BatchedPairTrading:
         )
         self._bar = torch.where(done, starts, self._bar)
         self._age = self._age.masked_fill(done, 0)
+        self._terms = self._dearer(done)
         if self._drawdown:
             self._equity = self._equity.masked_fill(done, 1.0)
             self._log_equity, self._log_peak, self._depth = (
                 level.masked_fill(done, 0.0) for level in (self._log_equity, self._log_peak, self._depth)
             )
         self._view.reset_rows(done)
-        seen = observation[:, self._market_columns :]
-        return self._observe(seen.masked_fill(done.unsqueeze(1), 0.0))
+        self._seen = self._seen.masked_fill(done.unsqueeze(1), 0.0)
+        return self._observe(self._seen)
 
 
 class _DrawsAhead:

@@ -17,6 +17,8 @@ b); ``hedge_ratio``, the slope of the regression of a's log returns on b's over 
 
 Calendar: ``day_sin``, ``day_cos`` (day of the week), ``days_since_bar`` and, intraday, ``time_sin``, ``time_cos`` of
 the time since the session's first bar (so that daylight saving does not move them).
+
+Last, with ``prior``, the weights of a rule, ``prior_a`` and ``prior_b``, which no scaler touches: see ``envs.prior``.
 """
 
 from collections.abc import Callable
@@ -24,7 +26,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.bars import Bars, Dates, is_intraday, sessions
+from envs.bars import Bars, Dates, infer_bars_per_year, is_intraday, sessions
+from envs.prior import PRIOR_COLUMNS, SPREAD_WINDOW, prior_lookback, prior_weights
 from rayconf import UserError
 from rayconf.sections import FeaturesConfig
 
@@ -53,22 +56,30 @@ def feature_names(config: FeaturesConfig, intraday: bool) -> tuple[str, ...]:
     if config.calendar:
         names += ["day_sin", "day_cos", "days_since_bar"]
         names += ["time_sin", "time_cos"] if intraday else []
+    if has_prior(config):
+        names += PRIOR_COLUMNS
     return tuple(names)
+
+
+def has_prior(config: FeaturesConfig) -> bool:
+    """Whether the features end in a prior's weights."""
+    return config.prior in ("vol_target", "spread")
 
 
 def lookback(config: FeaturesConfig) -> int:
     """Bars that the first complete row consumes: rows ``[lookback - 1:]`` are finite, earlier ones NaN."""
     returns = [config.volatility_window, config.regime_window, config.hedge_window, *config.return_horizons]
-    return max(*(n + 1 for n in returns), config.volume_window, *config.z_windows)
+    return max(*(n + 1 for n in returns), config.volume_window, *config.z_windows, prior_lookback(config))
 
 
-def compute_features(a: Bars, b: Bars, config: FeaturesConfig) -> Floats:
+def compute_features(a: Bars, b: Bars, config: FeaturesConfig, bars_per_year: float | None = None) -> Floats:
     """Unscaled features of every bar, float64 [T, F] in the order of ``feature_names``.
 
     Args:
         a: First leg.
         b: Second leg, on the same dates (see ``join_bars``).
         config: Windows and choices.
+        bars_per_year: Annualises the volatility of a prior; None: inferred from the dates.
     """
     if not np.array_equal(a.dates, b.dates):
         raise ValueError(f"{a.ticker} and {b.ticker} are not on the same dates: join them first")
@@ -90,6 +101,11 @@ def compute_features(a: Bars, b: Bars, config: FeaturesConfig) -> Floats:
     columns |= {"hedge_ratio": slope, "correlation": correlation}
     if config.calendar:
         columns |= _calendar(a.dates)
+    if has_prior(config):
+        z = z_score(spread, SPREAD_WINDOW) if config.prior == "spread" else None
+        per_year = bars_per_year or infer_bars_per_year(a.dates)
+        weights = prior_weights(np.stack((a.close, b.close), axis=1), z, config, per_year)
+        columns |= dict(zip(PRIOR_COLUMNS, weights.T, strict=True))
     values = np.stack([columns[name] for name in names], axis=1)
     values[: lookback(config) - 1] = np.nan
     return values

@@ -1,20 +1,24 @@
 """``PairMarket``: the aligned tensors of one pair, and its chronological splits with embargo."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from envs.bars import Bars, infer_bars_per_year, is_intraday, join_bars, load_bars, resolve_directory, sessions
 from envs.features import compute_features, feature_names, lookback
 from envs.placebo import shuffled_days
+from envs.prior import PRIOR_COLUMNS
 from envs.scaler import Scaler
 from envs.synthetic import synthetic_pair
 from rayconf.errors import UserError
 from rayconf.run_config import RunConfig
 from rayconf.sections import DEFAULT_FRACTIONS, FeaturesConfig, SplitConfig
+
+if TYPE_CHECKING:
+    from envs.training_bars import TrainingBars
 
 SPLITS = ("train", "validation", "test")
 MIN_TRAIN_BARS = 252
@@ -57,6 +61,21 @@ class PairMarket:
     """Standard deviation of equal weight's log return per bar on the training span."""
     notes: tuple[str, ...]
     """Lines for the log and the report: what was dropped, how the splits lie."""
+    training: "TrainingBars | None" = None
+    """What training episodes are drawn from; None: the pair's own training span."""
+
+    @property
+    def prior(self) -> np.ndarray | None:
+        """[T, 2] weights of the features' prior, float32; None: there is none, which is flat."""
+        if PRIOR_COLUMNS[0] not in self.scaler.names:
+            return None
+        first = self.scaler.names.index(PRIOR_COLUMNS[0])
+        return self.features[:, first : first + 2]
+
+    @property
+    def training_features(self) -> np.ndarray:
+        """[T', F] features of the bars that training episodes are drawn from."""
+        return self.features if self.training is None else self.training.features
 
     @property
     def returns(self) -> np.ndarray:
@@ -132,11 +151,19 @@ def split_spans(dates: np.ndarray, borders: Borders, burn: int, embargo: int) ->
 
 
 def build_market(
-    pair: str, a: Bars, b: Bars, run: RunConfig, borders: Borders | None = None, scaler: Scaler | None = None
+    pair: str,
+    a: Bars,
+    b: Bars,
+    run: RunConfig,
+    borders: Borders | None = None,
+    scaler: Scaler | None = None,
+    *,
+    training_only: bool = False,
 ) -> PairMarket:
     """Join two tickers' bars, compute features, fit the scaler on train and cut the splits.
 
-    With a ``scaler``, a trained policy's own, none is fitted, and the market may be too short to train on.
+    With a ``scaler``, a trained policy's own, none is fitted, and the market may be too short to train on. One that is
+    for ``training_only`` may lack the other splits.
 
     Raises:
         UserError: If the pair has too few bars for windows plus splits, or its features are not the scaler's.
@@ -154,9 +181,9 @@ def build_market(
     borders = borders or split_borders(pair, a.dates, run.split)
     splits = split_spans(a.dates, borders, run.split.burn, embargo)
     if scaler is None:
-        _check_lengths(pair, splits, session, run)
+        _check_lengths(pair, splits, session, run, SPLITS[:1] if training_only else SPLITS)
 
-    values = compute_features(a, b, run.features)
+    values = compute_features(a, b, run.features, run.data.bars_per_year)
     names = feature_names(run.features, intraday=per_session > 1)
     train = splits["train"]
     if scaler is None:
@@ -221,7 +248,7 @@ def load_markets(
     if run.split.walk_forward:
         raise ValueError("a walk-forward has markets by window: see envs.walk_forward")
     legs = load_legs(run) if legs is None else legs
-    borders = _common_borders(legs, run)
+    borders = common_borders(legs, run)
     markets = {}
     for pair, (a, b) in legs.items():
         scaler = (scalers or {}).get(pair)
@@ -235,10 +262,11 @@ def load_markets(
 
 def run_borders(run: RunConfig) -> Borders:
     """The split borders of a run's markets, without building them."""
-    return _common_borders(load_legs(run), run)
+    return common_borders(load_legs(run), run)
 
 
-def _common_borders(legs: Mapping[str, tuple[Bars, Bars]], run: RunConfig) -> Borders:
+def common_borders(legs: Mapping[str, tuple[Bars, Bars]], run: RunConfig) -> Borders:
+    """The split borders of a run's pairs, which are those of the longest of them."""
     return split_borders(*longest_pair(legs), run.split)
 
 
@@ -281,12 +309,14 @@ def _check_lookback(run: RunConfig) -> None:
         raise UserError(f"split.burn: {run.split.burn} is below {need} = longest feature window plus longest lag")
 
 
-def _check_lengths(pair: str, splits: dict[str, Span], session: np.ndarray, run: RunConfig) -> None:
+def _check_lengths(
+    pair: str, splits: dict[str, Span], session: np.ndarray, run: RunConfig, needed: Sequence[str] = SPLITS
+) -> None:
     span = splits["validation"]
     seen = len(np.unique(session[span.start : max(span.start, span.stop - 1)]))
     have = {"train": splits["train"].rows, "validation": seen, "test": splits["test"].rows}
     need = {"train": MIN_TRAIN_BARS, "validation": run.pbt.window, "test": MIN_TEST_BARS}
-    for name in SPLITS:
+    for name in needed:
         if have[name] < need[name]:
             unit = "sessions" if name == "validation" else "bars"
             raise UserError(

@@ -10,7 +10,7 @@ from envs import ledger
 from envs.account_view import AccountView
 from envs.batched import Reward, equal_weight_tail, observation_dim, training_terms, uses_drawdown
 from envs.ledger import Terms
-from envs.mapping import round_targets, target_weights
+from envs.mapping import ActionMap, round_targets
 from envs.market import SPLITS, PairMarket
 from rayconf.run_config import RunConfig
 
@@ -38,6 +38,8 @@ class PairTradingEnv(gym.Env[np.ndarray, np.ndarray]):
         self._first, self._last = span.start - self._lag, span.stop - 2 - self._lag
         self._terms = training_terms(run) if self._training else Terms.from_costs(run.costs)
         self._reward = Reward(run, market.equal_weight_sd)
+        self._map = ActionMap.of(run)
+        self._prior = None if market.prior is None else torch.tensor(market.prior, dtype=torch.float64)
         self._returns, self._moves, self._years = (
             torch.tensor(array) for array in (market.returns, market.moves, market.years)
         )
@@ -62,12 +64,9 @@ class PairTradingEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Decide at the close of the present bar; fill ``lag`` bars later and earn one bar."""
-        target = target_weights(
-            torch.as_tensor(np.asarray(action, np.float64)).reshape(1, 2),
-            self._run.env.mapping,
-            self._run.costs.leverage,
-            self._run.env.leverage_cap,
-        )
+        prior = None if self._prior is None else self._prior[self._bar : self._bar + 1]
+        held = self._seen[:, :2] * self._run.costs.leverage
+        target = self._map.targets(torch.as_tensor(np.asarray(action, np.float64)).reshape(1, 2), prior, held)
         if not self._training:
             target = round_targets(target)
         k = self._bar + self._lag

@@ -28,7 +28,7 @@ def shuffled_days(a: Bars, b: Bars, seed: int) -> tuple[Bars, Bars]:
     """
     a, b, _ = join_bars(a, b)
     rows = _order(a, seed)
-    return _dealt(a, rows), _dealt(b, rows)
+    return dealt(a, rows), dealt(b, rows)
 
 
 def _order(bars: Bars, seed: int) -> np.ndarray:
@@ -43,7 +43,11 @@ def _order(bars: Bars, seed: int) -> np.ndarray:
     return np.concatenate((within, later[order]))
 
 
-def _dealt(bars: Bars, rows: np.ndarray) -> Bars:
+def dealt(bars: Bars, rows: np.ndarray) -> Bars:
+    """The same dates on which the days ``rows`` [T - 1] happen in turn, from the second on.
+
+    A day is what its bar did relative to the close before it, and its volume; ``rows`` are numbers of bars from 1.
+    """
     before = np.log(bars.close[rows - 1])
     opened, high, low, closed = (
         np.log(prices[rows]) - before for prices in (bars.open, bars.high, bars.low, bars.close)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.prior import PRIOR_COLUMNS
 from rayconf.sections import FeaturesConfig
 
 Floats = NDArray[np.float64]
@@ -19,7 +20,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, eq=False)
 class Scaler:
-    """Maps features to ``(x - mean) / scale``, bounded by ``limit``.
+    """Maps features to ``(x - mean) / scale``, bounded by ``limit``. The weights of a prior stay what they are.
 
     Attributes:
         names: Names of the F features.
@@ -65,6 +66,8 @@ class Scaler:
         mean = np.where(still, values.mean(axis=0), mean)
         scale = np.where(still, values.std(axis=0), scale)
         scale = np.where(_constant(mean, scale), 1.0, scale)
+        prior = np.isin(names, PRIOR_COLUMNS)
+        mean, scale = np.where(prior, 0.0, mean), np.where(prior, 1.0, scale)
         return cls(tuple(names), mean, scale, config.extremes, config.extreme_limit)
 
     def apply(self, values: Floats) -> NDArray[np.float32]:
@@ -78,7 +81,11 @@ class Scaler:
         if float(bound) > self.limit:  # rounding to float32 must not lift the bound
             bound = np.nextafter(bound, np.float32(0))
         # the limit is applied before the cast as well: a huge float64 would overflow to infinity with a warning
-        return np.clip(np.clip(z, -self.limit, self.limit).astype(np.float32), -bound, bound)
+        bounded = np.clip(np.clip(z, -self.limit, self.limit).astype(np.float32), -bound, bound)
+        prior = np.isin(self.names, PRIOR_COLUMNS)
+        if prior.any():
+            bounded[..., prior] = values[..., prior]
+        return bounded
 
     def to_json(self) -> str:
         """JSON text from which ``from_json`` restores the same bits."""

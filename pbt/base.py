@@ -204,9 +204,9 @@ def _fields(run: RunConfig) -> Sequence[str]:
         network += ["encoder_layers", "encoder_heads"]
     paths = [f"network.{name}" for name in network]
     paths += [f"features.{name}" for name in type(run.features).model_fields]
-    paths += ["env.mapping", "costs.leverage"]
-    searched = any(space.path == "env.leverage_cap" for space in run.search.values())
-    return paths if searched else [*paths, "env.leverage_cap"]
+    searched = {space.path for space in run.search.values()}
+    own = ("env.leverage_cap", "env.reach", "env.adjustment", "env.no_trade_band")
+    return [*paths, "env.mapping", "costs.leverage", *(path for path in own if path not in searched)]
 
 
 def _value(run: RunConfig, path: str) -> Any:

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-import pandas as pd
 import torch
 
 from envs.features import z_score
 from envs.ledger import Terms
 from envs.market import PairMarket
+from envs.prior import vol_target_scale as scale_of
 from envs.replay import replay
 from pbt import fitness
 from rayconf.run_config import RunConfig
@@ -104,13 +104,8 @@ def fit_z_score(market: PairMarket, run: RunConfig) -> ZScoreRule:
 
 def vol_target_scale(market: PairMarket, run: RunConfig) -> np.ndarray:
     """min(1, target / volatility) [T] of equal weight, volatility exponentially weighted over past closes."""
-    change = np.zeros(len(market.close))
-    change[1:] = (market.close[1:] / market.close[:-1] - 1).mean(axis=1)
-    bars_per_session = market.bars_per_year / market.sessions_per_year
-    half_life = run.backtest.vol_half_life * bars_per_session
-    variance = pd.Series(change[1:] ** 2).ewm(halflife=half_life).mean().to_numpy()
-    volatility = np.sqrt(np.concatenate((variance[:1], variance)) * market.bars_per_year)
-    return np.minimum(1.0, run.backtest.vol_target / np.maximum(volatility, 1e-12))
+    half_life = run.backtest.vol_half_life * market.bars_per_year / market.sessions_per_year
+    return scale_of(market.close, run.backtest.vol_target, half_life, market.bars_per_year)
 
 
 def constant(market: PairMarket, a: float, b: float) -> np.ndarray:

@@ -108,7 +108,7 @@ def audit_features(
 def raw_features(finished: FinishedRun, pair: str) -> np.ndarray:
     """The features [T, F] float64 of a pair before scaling, on the bars of its market."""
     a, b, _ = join_bars(*finished.legs()[pair])
-    return compute_features(a, b, finished.run.features)
+    return compute_features(a, b, finished.run.features, finished.run.data.bars_per_year)
 
 
 def importance(run: RunConfig, market: PairMarket, policies: Sequence[Policy], repeats: int, seed: int) -> np.ndarray:

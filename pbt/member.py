@@ -14,6 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ class PairMember(PairPPO):
         self,
         config: PairPPOConfig,
         markets: Mapping[str, ray.ObjectRef] | None = None,
+        training: Mapping[str, ray.ObjectRef] | None = None,
         standard: tuple[dict[str, str], str] | None = None,
     ) -> None:
         """Build the algorithm on the market that the driver put into the object store, and load the state.
@@ -110,6 +112,8 @@ class PairMember(PairPPO):
         if standard is not None and PairMember._idle_since is None:
             _check_fit(*standard)
         self._market: PairMarket = ray.get((markets or {})[self._pair])
+        if training and self._pair in training:
+            self._market = replace(self._market, training=ray.get(training[self._pair]))
         enter(self._run, self._pair, self._market)
         super().setup(config)
         digest = self._ticket["state"]

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -22,6 +22,7 @@ from analysis.tables import print_final_table
 from analysis.timing import time_line, time_split
 from analysis.walk_forward import strung
 from envs.market import PairMarket
+from envs.training_bars import TrainingBars
 from pbt import fitness
 from pbt import population as populations_of
 from pbt.base import base_members
@@ -126,7 +127,8 @@ def train_window(
         start_up: The run's, which notes the first steps of all windows.
     """
     run, directory, markets = window.run, window.directory, window.markets
-    references = {pair: ray.put(markets[pair]) for pair in pairs}
+    references = {pair: ray.put(replace(markets[pair], training=None)) for pair in pairs}
+    training = _put_once({pair: markets[pair].training for pair in pairs})
     slots = plan(run, machine).slots
     populations = {pair: load_population(run, directory, market) for pair, market in markets.items()}
     directory.push()
@@ -136,10 +138,19 @@ def train_window(
         try:
             with ProgressView(run, populations, console, told) as view:
                 listeners: list[Listener] = [start_up, view, tracking, gauges]
-                train(run, directory, references, populations, slots, listeners, elastic=machine.joined)
+                train(run, directory, references, populations, slots, listeners, training, elastic=machine.joined)
         finally:
             tracking.close()
     return Done(window, references, {pair: p.committed for pair, p in populations.items()}, tracking)
+
+
+def _put_once(training: Mapping[str, TrainingBars | None]) -> dict[str, ray.ObjectRef]:
+    """References by pair to what its policies train on; what pairs share lies in the object store once."""
+    kept: dict[int, ray.ObjectRef] = {}
+    for bars in training.values():
+        if bars is not None and id(bars) not in kept:
+            kept[id(bars)] = ray.put(bars)
+    return {pair: kept[id(bars)] for pair, bars in training.items() if bars is not None}
 
 
 def finish(run: RunConfig, directory: RunDir, done: Sequence[Done]) -> None:

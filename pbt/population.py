@@ -180,16 +180,9 @@ class PairPopulation:
         member, result = self.committed.members[name], self._results[name]
         if result is None:
             return Standing(name, LOST, 0.0, LOST, member.hyperparameters, peak=member.peak)
-        score = self._smoothed((*member.fitness_history, result["fitness"]))
+        score = fitness.smoothed((*member.fitness_history, result["fitness"]), self._run.pbt.fitness_smoothing)
         idle = bool(result["idle"])
         return Standing(name, result["fitness"], result["fitness_se"], score, member.hyperparameters, idle, member.peak)
-
-    def _smoothed(self, history: tuple[float, ...]) -> float:
-        past = self._run.pbt.fitness_smoothing
-        score = history[0]
-        for value in history[1:]:
-            score = past * score + (1 - past) * value
-        return score
 
     def _observations(self, standings: list[Standing]) -> tuple[Observation, ...]:
         """The history for PB2 with this generation's rows: of members whose start has a fitness to compare with."""

@@ -89,7 +89,7 @@ def known_notes(directory: RunDir, pairs: Sequence[str]) -> dict[str, dict[str, 
     return {pair: {name: entries[pair][name] for name in NOTES} for pair in pairs}
 
 
-def test_figures(summary: pa.Table, window: int) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
+def figures_on_test(summary: pa.Table, window: int) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
     """Every metric on test in a window, by (pair, policy) and scenario."""
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in part_of(summary, window=window, split="test").to_pylist():
@@ -105,7 +105,7 @@ def window_entries(windows: Sequence[Window], summary: pa.Table) -> dict[str, li
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for window in windows if windows[-1].number else ():
-        figures = test_figures(summary, window.number)
+        figures = figures_on_test(summary, window.number)
         for pair, market in window.markets.items():
             ends = {split: (span.start, span.stop - 2) for split, span in market.splits.items()}
             entry = {
@@ -139,8 +139,8 @@ def write_summary_json(
         found: The evidence by pair: its sentence is the verdict, and what it rests on stands under ``statistics``.
         status: complete or partial.
     """
-    headline = test_figures(summary, headline_window(summary))
-    own = test_figures(summary, max(summary.column("window").to_pylist()))
+    headline = figures_on_test(summary, headline_window(summary))
+    own = figures_on_test(summary, max(summary.column("window").to_pylist()))
     pairs = {}
     for pair, ranked in survivors.items():
         pairs[pair] = {

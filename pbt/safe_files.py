@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from envs.mapping import MAPPINGS
 from rayconf.errors import UserError
 
 MIB = 1 << 20
@@ -193,5 +194,8 @@ def _check_network(where: str, name: str, about: Mapping[str, Any]) -> None:
     leverage, cap = about.get("leverage"), about.get("leverage_cap")
     if type(leverage) not in (int, float) or not (cap is None or type(cap) in (int, float)):
         raise refuse(where, name, "has a leverage that is no number")
-    if about.get("mapping") not in ("direct", "neutral") or about.get("activation") not in ("tanh", "silu"):
+    odd = [x for x in ("reach", "adjustment", "no_trade_band") if type(about.get(x, 1.0)) not in (int, float)]
+    if odd:
+        raise refuse(where, name, f"has no number as its {odd[0]}")
+    if about.get("mapping") not in MAPPINGS or about.get("activation") not in ("tanh", "silu"):
         raise refuse(where, name, "has an unknown mapping or activation")

@@ -205,7 +205,8 @@ class TradingPolicy:
             raise UserError(
                 f"prices: {self.pair}: {joined.text}: {len(a)} bars are too few; this policy needs {first + 1}"
             )
-        features = standardised(compute_features(a, b, config), self.scaler, config)
+        values = compute_features(a, b, config, self.run.data.bars_per_year)
+        features = standardised(values, self.scaler, config)
         notes = [
             f"{leg.ticker} has bars up to {_label(leg.dates[-1])}; the last that both have is {_label(joined.last)}"
             for leg in legs
@@ -341,9 +342,10 @@ def read_survivor(folder: Path) -> tuple[RunConfig, Scaler, Policy]:
     policy = _read(folder, Policy.load)
     if policy.feature_names != scaler.names:
         raise UserError(f"{folder}: scaler.json is of other features than policy.json")
-    if policy.leverage != run.costs.leverage:
+    leverage = policy.action_map.leverage
+    if leverage != run.costs.leverage:
         raise UserError(
-            f"{folder}: costs.leverage is {run.costs.leverage:g} in config.yaml and {policy.leverage:g} in policy.json"
+            f"{folder}: costs.leverage is {run.costs.leverage:g} in config.yaml and {leverage:g} in policy.json"
         )
     return run, scaler, policy
 

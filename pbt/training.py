@@ -40,6 +40,7 @@ def train(
     populations: Mapping[str, PairPopulation],
     slots: int,
     listeners: Sequence[Listener],
+    training: Mapping[str, ray.ObjectRef] | None = None,
     trainable: type[tune.Trainable] | None = None,
     *,
     elastic: bool = False,
@@ -53,6 +54,7 @@ def train(
         populations: Committed populations; complete ones are left alone.
         slots: Actors that train side by side, to begin with.
         listeners: Told of results, failures and barriers.
+        training: What policies train on in the object store, by pair, where that is not in the market.
         trainable: What trains a ticket's generation; default: ``PairMember``.
         elastic: Whether Ray is a cluster whose nodes may come and go: slots follow them, and more are asked for.
 
@@ -83,8 +85,10 @@ def train(
     _keep_off_the_terminal()
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
     scheduler = PairPBT(run, directory.storage.place, populations, slots)
-    standard = {"standard": (node_probe.versions(), node_probe.code_digest())} if elastic else {}
-    kind = tune.with_parameters(trainable or PairMember, markets=dict(markets), **standard)
+    extra: dict[str, Any] = {"training": dict(training)} if training else {}
+    if elastic:
+        extra["standard"] = (node_probe.versions(), node_probe.code_digest())
+    kind = tune.with_parameters(trainable or PairMember, markets=dict(markets), **extra)
     fleet = Fleet(run, directory, scheduler, elastic)
     kind.__qualname__ = kind.__name__  # which is what Ray's dashboard and metrics call the actors
     attempts = directory.storage.within("tune")

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from envs.market import PairMarket, load_markets
 from envs.scaler import Scaler
+from envs.universe import with_universe
 from envs.walk_forward import load_windows
 from pbt.manifest import Population
 from pbt.run_dir import RunDir
@@ -27,7 +28,7 @@ class Window:
     directory: RunDir
     """The run's, as the window sees it."""
     markets: Mapping[str, PairMarket]
-    """By pair, with the window's splits and scaler."""
+    """By pair, with the window's splits, scaler and what its policies train on."""
 
     @property
     def number(self) -> int:
@@ -55,7 +56,7 @@ def current_window(directory: RunDir, run: RunConfig) -> RunDir:
 
 
 def windows_of(run: RunConfig, directory: RunDir, scalers: Mapping[str, Scaler] | None = None) -> tuple[Window, ...]:
-    """The windows of a run with their markets, first to last.
+    """The windows of a run with their markets and what is trained on them, first to last.
 
     Args:
         run: The run; its walk-forward, if it is one, has dates.
@@ -66,8 +67,11 @@ def windows_of(run: RunConfig, directory: RunDir, scalers: Mapping[str, Scaler] 
         UserError: If prices do not fit the run.
     """
     if not run.split.walk_forward:
-        return (Window(run, directory, load_markets(run, scalers)),)
-    return tuple(Window(walk.run, directory.in_window(walk.number), walk.markets) for walk in load_windows(run))
+        return (Window(run, directory, with_universe(load_markets(run, scalers), run)),)
+    return tuple(
+        Window(walk.run, directory.in_window(walk.number), with_universe(walk.markets, walk.run))
+        for walk in load_windows(run)
+    )
 
 
 def numbered(table: pa.Table, number: int) -> pa.Table:

@@ -12,6 +12,7 @@ from rayconf.keys import derive_key
 from rayconf.search import MUTABLE, Range
 from rayconf.sections import (
     DEFAULT_FRACTIONS,
+    AugmentConfig,
     BacktestConfig,
     CostsConfig,
     DataConfig,
@@ -26,6 +27,7 @@ from rayconf.sections import (
     SplitConfig,
     StagesConfig,
     SyntheticConfig,
+    UniverseConfig,
 )
 from rayconf.tracking import TrackingConfig
 
@@ -62,6 +64,8 @@ class RunConfig(Section):
     synthetic: SyntheticConfig = SyntheticConfig()
     split: SplitConfig = SplitConfig()
     features: FeaturesConfig = FeaturesConfig()
+    universe: UniverseConfig = UniverseConfig()
+    augment: AugmentConfig = AugmentConfig()
     costs: CostsConfig = CostsConfig()
     env: EnvConfig = EnvConfig()
     network: NetworkConfig = NetworkConfig()
@@ -90,6 +94,9 @@ class RunConfig(Section):
             split = SplitConfig.model_validate(data.get("split", {}))
             where = DataConfig.model_validate(data.get("data", {}))
             synthetic = SyntheticConfig.model_validate(data.get("synthetic", {}))
+            features = FeaturesConfig.model_validate(data.get("features", {}))
+            backtest = BacktestConfig.model_validate(data.get("backtest", {}))
+            pbt = PBTConfig.model_validate(data.get("pbt", {}))
         except ValidationError:
             return data  # reported by the ordinary validation, with the full path
         update: dict[str, Any] = {}
@@ -98,6 +105,10 @@ class RunConfig(Section):
         if env.train_cost_bps is None:
             update["train_cost_bps"] = costs.real_bps
         resolved = {**data, "env": env.model_copy(update=update), "costs": costs}
+        resolved["features"] = features.with_prior(env, backtest)
+        if pbt.fitness_over is None:
+            over = "prior" if env.mapping == "residual" else "cash"
+            resolved["pbt"] = pbt.model_copy(update={"fitness_over": over})
         if split.fractions is None:
             fractions = DEFAULT_FRACTIONS if where.dir else synthetic.fractions
             resolved["split"] = split.model_copy(update={"fractions": fractions})
@@ -110,6 +121,17 @@ class RunConfig(Section):
         for pair in self.data.pairs:
             if not PAIR.fullmatch(pair) or len(set(pair.split("/"))) != 2:
                 raise ValueError(f"data.pairs: {pair!r} is no pair; write two different tickers as AAA/BBB")
+        for pair in self.universe.pairs:
+            if not PAIR.fullmatch(pair) or len(set(pair.split("/"))) != 2:
+                raise ValueError(f"universe.pairs: {pair!r} is no pair; write two different tickers as AAA/BBB")
+        for ticker in (*self.universe.tickers, *self.universe.held_out):
+            if not PAIR.fullmatch(f"{ticker}/A"):
+                raise ValueError(f"universe: {ticker!r} is no ticker")
+        if self.augment.noise and self.network.encoder != "mlp":
+            raise ValueError(
+                f"augment.noise: {self.augment.noise} needs network.encoder mlp; {self.network.encoder} reads a bar "
+                "once for all accounts"
+            )
         if not self.data.pairs or len(set(self.data.pairs)) != len(self.data.pairs):
             raise ValueError("data.pairs: give each pair once, at least one")
         for pair in self.data.transferred:
@@ -121,6 +143,11 @@ class RunConfig(Section):
             what = "stages.base" if self.stages.base is not None else "data.transferred"
             raise ValueError(f"split.walk_forward: leave {what} out; what was trained before may have seen the tests")
         self._check_terms()
+        for field in ("min_gain", "max_overfitting"):
+            if getattr(self.pbt, field) is not None and self.env.mapping != "residual":
+                raise ValueError(f"pbt.{field}: falls back to a prior, which env.mapping residual alone has")
+        if self.pbt.min_gain is not None and self.pbt.fitness_over != "prior":
+            raise ValueError("pbt.min_gain: is a gain over the prior; set pbt.fitness_over to prior")
         if self.pbt.on_drop == "freeze" and not self.network.hidden:
             raise ValueError("pbt.on_drop: freeze needs network.hidden with at least one layer")
         for name, space in self.search.items():

@@ -27,6 +27,9 @@ MUTABLE = (
     "env.train_cost_bps",
     "env.cvar_weight",
     "env.leverage_cap",
+    "env.reach",
+    "env.adjustment",
+    "env.no_trade_band",
 )
 """Every field that PBT can mutate. ``tests/algos/test_mutables.py`` holds a proof for each that a new value is in force
 at the first step after an exploit; a field without a proof fails it."""

@@ -4,13 +4,20 @@ from datetime import date, datetime
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
+
+def _split_text(value: object) -> object:
+    """One text, as flags give it, lists items separated by commas."""
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+Listed = Annotated[tuple[str, ...], BeforeValidator(_split_text)]
 
 DEFAULT_FRACTIONS = (0.6, 0.2, 0.2)
 """Shares of train, validation and test of one's own prices."""
@@ -31,7 +38,7 @@ class DataConfig(Section):
 
     dir: str | None = None
     """Directory or ``hf://datasets/OWNER/NAME`` with one CSV or Parquet file per ticker; null: synthetic."""
-    pairs: tuple[str, ...] = ("SYNA/SYNB", "SYNC/SYND")
+    pairs: Listed = ("SYNA/SYNB", "SYNC/SYND")
     """Pairs to train, each ``AAA/BBB``; every pair has its own population."""
     transferred: tuple[str, ...] = ()
     """Those of the pairs that joined with --extend, starting from the archives of the others; written, not set."""
@@ -47,12 +54,6 @@ class DataConfig(Section):
     about a later one: a run that still finds an edge there is broken."""
     placebo_seed: int = 0
     """Seed of that order."""
-
-    @field_validator("pairs", mode="before")
-    @classmethod
-    def _listed(cls, pairs: object) -> object:
-        """One text, as flags give it, lists pairs separated by commas."""
-        return [pair.strip() for pair in pairs.split(",") if pair.strip()] if isinstance(pairs, str) else pairs
 
 
 class SyntheticConfig(Section):
@@ -170,6 +171,66 @@ class FeaturesConfig(Section):
     """What happens to standardised features beyond ``extreme_limit``: cut off, or squashed smoothly."""
     extreme_limit: Positive = 5.0
     """Bound on a standardised feature, in training standard deviations."""
+    prior: Literal["flat", "vol_target", "spread"] | None = None
+    """The rule that ``env.mapping: residual`` corrects, its weights two more features: ``vol_target``, equal weight
+    brought to a volatility; ``spread``, a partial step towards the spread's z-score signal; ``flat``: cash, no feature.
+    Null: ``vol_target`` with that mapping, else ``flat``."""
+    prior_volatility: Positive | None = None
+    """Volatility per year that ``vol_target`` aims at; null: ``backtest.vol_target``."""
+    prior_half_life: Positive | None = None
+    """Half-life in bars of its exponentially weighted volatility; null: ``backtest.vol_half_life``."""
+
+    def with_prior(self, env: "EnvConfig", backtest: "BacktestConfig") -> "FeaturesConfig":
+        """The same with the prior that is meant where none is named, and its numbers."""
+        prior = self.prior or ("vol_target" if env.mapping == "residual" else "flat")
+        update: dict[str, object] = {"prior": prior}
+        if prior == "vol_target":
+            update["prior_volatility"] = self.prior_volatility or backtest.vol_target
+            update["prior_half_life"] = self.prior_half_life or backtest.vol_half_life
+        return self.model_copy(update=update)
+
+
+class UniverseConfig(Section):
+    """Other pairs that training episodes are drawn from, evenly over their training bars; empty: the pair's own alone.
+
+    A pair of the run is among them only where it is listed. Validation, test and scalers are the pair's own throughout.
+    """
+
+    tickers: Listed = ()
+    """All ordered pairs of these tickers: N (N - 1) markets, each pair in both orders."""
+    pairs: Listed = ()
+    """Further pairs, each ``AAA/BBB``."""
+    held_out: Listed = ()
+    """Tickers that no training episode may hold, to see what a policy does on prices it never met."""
+
+    @property
+    def given(self) -> bool:
+        """Whether there is one."""
+        return bool(self.tickers or self.pairs)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "UniverseConfig":
+        left = [ticker for ticker in self.tickers if ticker not in self.held_out]
+        if self.tickers and len(set(left)) < 2:
+            raise ValueError(f"tickers {list(self.tickers)} leave no pair beside held_out {list(self.held_out)}")
+        for pair in self.pairs:
+            if set(pair.split("/")) & set(self.held_out):
+                raise ValueError(f"pairs: {pair} has a ticker that is held out")
+        return self
+
+
+class AugmentConfig(Section):
+    """Variation of training episodes. Validation, test and trading know none of it."""
+
+    histories: Annotated[int, Field(ge=0)] = 0
+    """Resampled histories beside each real one: the days of the training span, those of both legs together, in a
+    stationary bootstrap."""
+    block: Annotated[float, Field(ge=1)] = 63.0
+    """Mean length in bars of the runs of days that stay together."""
+    noise: NonNegative = 0.0
+    """Standard deviation of Gaussian noise on standardised features, drawn anew for each step; not on a prior."""
+    cost_factor: Annotated[float, Field(ge=1)] = 1.0
+    """An episode's trading cost is ``env.train_cost_bps`` times a number drawn evenly from 1 to this."""
 
 
 class CostsConfig(Section):
@@ -201,8 +262,16 @@ class EnvConfig(Section):
 
     lag: Annotated[int, Field(ge=1, le=20)] = 1
     """Bars between the close a decision sees and its fill; 0 would be look-ahead."""
-    mapping: Literal["direct", "neutral"] = "direct"
-    """``direct``: one weight per leg; ``neutral``: one dollar-neutral tilt."""
+    mapping: Literal["direct", "neutral", "residual"] = "direct"
+    """``direct``: one weight per leg; ``neutral``: one dollar-neutral tilt; ``residual``: a correction of the weights
+    that ``features.prior`` gives, zero at the start, so that an untrained policy is the prior."""
+    reach: Annotated[float, Field(gt=0, le=2)] = 0.25
+    """Largest correction of a leg by ``residual``, as a multiple of the gross limit."""
+    adjustment: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the way from the held to the wanted weights that one decision goes (partial adjustment)."""
+    no_trade_band: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Half-width of the no-trade band as a fraction of equity: a leg nearer than this to its wanted weight is left
+    alone, beyond it is traded to the band's edge."""
     episode_bars: Annotated[int, Field(ge=2)] = 256
     """Length of a training episode in bars; its end is a truncation."""
     risk_measure: Literal["variance", "downside", "drawdown"] = "variance"
@@ -375,6 +444,15 @@ class PBTConfig(Section):
     """A fall counts when its paired gap exceeds this many standard errors."""
     fitness: Literal["sharpe", "growth"] = "sharpe"
     """``sharpe``: floored Sharpe, median of rolling windows less one error; ``growth``: log growth less one."""
+    fitness_over: Literal["cash", "prior"] | None = None
+    """``prior``: fitness is what the metric gains over the account of ``features.prior``, less the error of the paired
+    difference; ``cash``: the metric itself. Null: ``prior`` with ``env.mapping: residual``, else ``cash``."""
+    min_gain: NonNegative | None = None
+    """Least smoothed fitness over the prior that a pair's best snapshot must have; below it the prior is what the run
+    trades and reports. Null: none is asked for."""
+    max_overfitting: Fraction | None = None
+    """Probability of overfitting on validation (CSCV) above which the prior is what the run trades and reports; null:
+    whatever it is."""
     fitness_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Weight of the past in the exponential mean of fitness that ranks members; 0 ranks by the last evaluation."""
     window: Annotated[int, Field(ge=21)] = 126

@@ -17,6 +17,7 @@ import yaml
 from analysis.frames import read_frame
 from analysis.metrics import cagr, max_drawdown, sharpe
 from analysis.statistics import evidence
+from envs.walk_forward import dated
 from pbt.finished import FinishedRun
 from pbt.launch import main
 from pbt.leaderboard import run_status, summary_line
@@ -24,9 +25,12 @@ from pbt.mirror import committed, working
 from pbt.publication import Publication, build
 from pbt.run_dir import RunDir
 from pbt.survivor import load_policy
+from pbt.windows import windows_of
+from rayconf import load_config
 from rayconf.loading import build_config, load_file
 from tests.commands import MINUTES, command, environment, launch, tiny
 from tests.conftest import ROOT
+from tests.pbt.conftest import TINY
 
 PAIR = "SYNA/SYNB"
 STARTS = ("1779-01-01", "1780-02-01")
@@ -294,3 +298,22 @@ def test_an_ordinary_run_knows_no_window(undisturbed: Path) -> None:
     assert not (undisturbed / "windows").exists()
     assert "windows" not in json.loads((undisturbed / "summary.json").read_text())["pairs"][PAIR]
     assert "Windows of the walk-forward" not in (undisturbed / "report.html").read_text()
+
+
+def test_resampled_histories_are_those_of_the_window(tmp_path: Path) -> None:
+    """What else a window trains on ends where its own training does."""
+    run = dated(
+        load_config(
+            "smoke",
+            assignments=[*TINY, "augment.histories=1", "split.walk_forward=2", "split.walk_validation=150"],
+        )
+    )
+    lengths = []
+    for window in windows_of(run, RunDir(tmp_path)):
+        market = window.markets[PAIR]
+        assert market.training is not None
+        rows = {span.rows for span in market.training.spans}
+        assert rows == {market.splits["train"].rows}
+        assert len(market.training.spans) == 2
+        lengths += rows
+    assert lengths[0] < lengths[1]

@@ -13,7 +13,7 @@ from torch import Tensor
 from algos.bar_policy import BARS, BarPolicy, build_policy
 from algos.policy import EnsemblePolicy, Policy
 from algos.stack import decide_on
-from envs.mapping import target_weights
+from envs.mapping import ActionMap
 from rayconf.loading import load_config
 from rayconf.run_config import RunConfig
 from tests.algos.test_encoders import ACCOUNT, FEATURES, KINDS, WINDOW, network
@@ -59,7 +59,7 @@ def test_decides_the_actors_mean(kind: str) -> None:
     observation = torch.cat((bars.double().unsqueeze(1), account), dim=1)
     with torch.no_grad():
         mean = module.forward_inference({Columns.OBS: observation})[Columns.ACTION_DIST_INPUTS][:, :2]
-    expected = target_weights(torch.tanh(mean), "direct", 1.5)
+    expected = ActionMap("direct", 1.5).targets(torch.tanh(mean))
     targets = decide([make(kind)], bars, account)
     torch.testing.assert_close(targets, expected, rtol=0, atol=0.51e-4)
     assert len(targets.unique(dim=0)) > 100
@@ -87,8 +87,7 @@ def test_many_policies_decide_what_each_decides_alone() -> None:
     plain = Policy(
         [(torch.randn(2, FEATURES + ACCOUNT, generator=torch.Generator().manual_seed(0)), torch.zeros(2))],
         activation="tanh",
-        mapping="direct",
-        leverage=1.5,
+        action_map=ActionMap("direct", 1.5),
         feature_names=NAMES,
     )
     a, b = make("conv"), make("transformer", key=2)

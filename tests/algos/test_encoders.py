@@ -17,7 +17,7 @@ from torch.nn import functional
 from algos import encoders
 from algos.bar_network import BarActorCritic
 from algos.encoders import LocalLayer, dilations, strip_rows
-from algos.module import ACTIVATIONS, ActorCritic
+from algos.module import ACTIVATIONS, POLICY_GAIN, ActorCritic
 from benchmarks.encoders import PerSample
 
 FEATURES, ACCOUNT, BARS, WINDOW = 5, 3, 260, 11
@@ -31,6 +31,7 @@ def network(kind: str, sharing: str = "separate", hidden: tuple[int, ...] = (12,
         "hidden": hidden,
         "activation": "tanh",
         "initial_log_std": -0.5,
+        "policy_gain": POLICY_GAIN,
         "key": 1,
         "features": FEATURES,
         "encoder": kind,
@@ -253,7 +254,7 @@ def test_factored_is_the_plain_network_where_the_account_enters_first() -> None:
     means = module.pi.output(torch.tanh(inputs @ plain.t() + module.pi.trunk[0].bias))
     torch.testing.assert_close(module.parameters_of(observation)[:, :2], means, rtol=0, atol=1e-12)
 
-    config = {"hidden": (12, 12), "activation": "tanh", "initial_log_std": -0.5, "key": 1}
+    config = {"hidden": (12, 12), "activation": "tanh", "initial_log_std": -0.5, "policy_gain": 0.01, "key": 1}
     space = gym.spaces.Box(-np.inf, np.inf, (FEATURES + ACCOUNT,), np.float32)
     perceptron = ActorCritic(observation_space=space, action_space=module.action_space, model_config=config)
     count = [sum(p.numel() for p in m.parameters()) for m in (network("factored", hidden=(12, 12)), perceptron)]

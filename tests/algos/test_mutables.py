@@ -274,6 +274,28 @@ def leverage_cap(new: Update, old: Update, value: float) -> None:
     assert asked.abs().sum(1).max() == pytest.approx(value), "of actions beyond the limit there are some"
 
 
+def reach(new: Update, old: Update, value: float) -> None:
+    latents = torch.cat([batch[Columns.ACTIONS] for batch in new.batches[:4]])
+    wanted, asked = 1.5 * value * torch.tanh(latents), torch.cat([target for target, _ in new.fills])
+    for leg in (0, 1):  # minibatches are in another order; the prior is flat
+        torch.testing.assert_close(asked[:, leg].sort().values, wanted[:, leg].sort().values, rtol=1e-5, atol=1e-6)
+
+
+def first_target(update: Update) -> Tensor:
+    """[N, 2] targets of accounts that hold nothing yet."""
+    return update.fills[0][0]
+
+
+def adjustment(new: Update, old: Update, value: float) -> None:
+    torch.testing.assert_close(first_target(new), value * first_target(old))
+
+
+def no_trade_band(new: Update, old: Update, value: float) -> None:
+    whole = first_target(old) + torch.sign(first_target(old)) * 0.001  # the old band
+    torch.testing.assert_close(first_target(new), torch.sign(whole) * (whole.abs() - value).clamp(min=0))
+    assert bool((first_target(new) == 0).any()), "some are within the band"
+
+
 @dataclass(frozen=True)
 class Case:
     """A range, the new value, and the proof that it is in force."""
@@ -314,6 +336,9 @@ PROOFS: dict[str, list[Case]] = {
     "env.cvar_weight": [Case(0.001, 0.5, 0.3, shaped(cvar=math.nan))],
     "env.train_cost_bps": [Case(2, 20, 15.0, train_cost_bps)],
     "env.leverage_cap": [Case(0.1, 1.5, 0.4, leverage_cap)],
+    "env.reach": [Case(0.05, 0.5, 0.4, reach, ("env.mapping=residual", "features.prior=flat"))],
+    "env.adjustment": [Case(0.1, 1.0, 0.3, adjustment)],
+    "env.no_trade_band": [Case(0.001, 0.5, 0.4, no_trade_band, ("env.no_trade_band=0.001",))],
 }
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from algos.module import perceptron
 from algos.policy import EnsemblePolicy, Policy
 from algos.stack import PolicyStack, decide_on
+from envs.mapping import ActionMap
 
 FEATURES, ACCOUNT = 19, 2
 
@@ -23,7 +24,7 @@ def make(
     net = perceptron((FEATURES + ACCOUNT, *hidden, 2), activation, 1.0, g)
     weights = {f"pi.{name}": p for name, p in net.named_parameters()}
     names = [f"f{i}" for i in range(FEATURES)]
-    return Policy.from_weights(weights, activation=activation, mapping=mapping, leverage=1.5, feature_names=names)
+    return Policy.from_weights(weights, activation=activation, action_map=ActionMap(mapping, 1.5), feature_names=names)
 
 
 def rows(count: int, seed: int = 1) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 
 from envs.batched import BatchedPairTrading, training_terms
 from envs.market import PairMarket, Span
+from envs.prior import PRIOR_COLUMNS
+from envs.training_bars import TrainingBars
 from rayconf.errors import UserError
 from rayconf.loading import build_config
 from rayconf.run_config import RunConfig
@@ -27,13 +29,20 @@ class SlowRow:
         self.market, self.run = market, run
         self.bar, self.age = bar, age
         self.account = SlowAccount(market, training_terms(run), run.env.lag, bar)
-        self.account.view(bar, True)
+        self.seen = self.account.view(bar, True)
         self.log_equity = [0.0]
 
     def step(self, action: list[float]) -> float:
         env = self.run.env
         tilt = (action[0] - action[1]) * 0.375
         target = [1.5 * action[0], 1.5 * action[1]] if env.mapping == "direct" else [tilt, -tilt]
+        if env.mapping == "residual":
+            target = [float(p) + 1.5 * env.reach * a for p, a in zip(self.market.prior[self.bar], action, strict=True)]
+        if env.adjustment < 1:
+            held = [1.5 * x for x in self.seen[:2]]
+            moves = [env.adjustment * (w - h) for w, h in zip(target, held, strict=True)]
+            band = env.no_trade_band
+            target = [h + math.copysign(max(0.0, abs(m) - band), m) for h, m in zip(held, moves, strict=True)]
         done = self.account.act(self.bar, target)
         growth = math.log(max(done["growth"], 1e-3))
         before = self.deepest()
@@ -59,14 +68,29 @@ class SlowRow:
         return not self.account.ruined and (self.age >= self.run.env.episode_bars or self.bar > last)
 
 
-def follow(market: PairMarket, run: RunConfig, seed: int, sabotage: Callable[[BatchedPairTrading], object]) -> tuple:
-    """Step rows through the batched environment and compare every number; counts of terminations, truncations."""
+def follow(
+    market: PairMarket,
+    run: RunConfig,
+    seed: int,
+    sabotage: Callable[[BatchedPairTrading], object],
+    others: tuple[PairMarket, ...] = (),
+) -> tuple:
+    """Step rows through the batched environment and compare every number; counts of terminations, truncations.
+
+    Feature 0 tells where an account stands: bar and, where the market trains on ``others`` too, in which of them.
+    """
+    known = (market, *others)
+
+    def row_at(where: float, age: int) -> SlowRow:
+        return SlowRow(known[int(where) // 10_000], run, int(where) % 10_000, age)
+
     n, drawdown = 6, run.env.risk_measure == "drawdown"
     env = BatchedPairTrading(market, run, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     env.tail_quantile = TAIL_QUANTILE
     seen = env.reset()
     sabotage(env)
-    rows = [SlowRow(market, run, int(seen[i, 0]), int(env._age[i])) for i in range(n)]
+    rows = [row_at(float(seen[i, 0]), int(env._age[i])) for i in range(n)]
+    visited = {id(row.market) for row in rows}
     assert not bool(seen[:, 5:].any())
     ended = {"terminated": 0, "truncated": 0}
     for _ in range(90):
@@ -79,19 +103,21 @@ def follow(market: PairMarket, run: RunConfig, seed: int, sabotage: Callable[[Ba
             assert float(step.log_growth[i]) == pytest.approx(row.log_equity[-1] - row.log_equity[-2], abs=1e-12)
             assert bool(step.terminated[i]) == row.account.ruined
             assert bool(step.truncated[i]) == row.over
-            account = row.account.view(row.bar, drawdown)
-            expected = [*market.features[row.bar].astype(np.float64), *account]
+            row.seen = account = row.account.view(row.bar, drawdown)
+            expected = [*row.market.features[row.bar].astype(np.float64), *account]
             np.testing.assert_allclose(ahead[i].numpy(), expected, rtol=1e-9, atol=1e-12)
             if row.account.ruined or row.over:
                 ended["terminated" if row.account.ruined else "truncated"] += 1
                 assert step.final_observation is not None
                 fresh = step.observation[i]
                 assert not bool(fresh[5:].any())
-                rows[i] = SlowRow(market, run, int(fresh[0]), 0)
-                np.testing.assert_array_equal(fresh[:5].numpy(), market.features[rows[i].bar])
+                rows[i] = row_at(float(fresh[0]), 0)
+                visited.add(id(rows[i].market))
+                np.testing.assert_array_equal(fresh[:5].numpy(), rows[i].market.features[rows[i].bar])
             else:
                 assert torch.equal(step.observation[i], ahead[i])
         seen = step.observation
+    assert len(visited) == len(known)
     return ended["terminated"], ended["truncated"]
 
 
@@ -111,6 +137,28 @@ def test_rows_equal_slow_accounts(measure: str, lag: int) -> None:
     assert truncated >= 6
     terminated, _ = follow(make_market(seed=lag, crashes=0.1), strong(measure, lag), 2, lambda env: None)
     assert terminated >= 2
+
+
+@pytest.mark.parametrize("lag", [1, 2])
+def test_residuals_with_brakes_equal_slow_accounts(lag: int) -> None:
+    market = make_market(seed=5)
+    names = ("0", "1", "2", *PRIOR_COLUMNS)
+    market = replace(market, scaler=replace(market.scaler, names=names))
+    assert market.prior is not None
+    run = make_run(mapping="residual", reach=0.4, adjustment=0.35, no_trade_band=0.03, lag=lag)
+    assert follow(market, run, 3, lambda env: None)[1] >= 6
+
+
+@pytest.mark.parametrize("lag", [1, 3])
+def test_episodes_of_a_universe_are_those_of_its_markets(lag: int) -> None:
+    markets = []
+    for number, bars in enumerate((300, 260, 420)):
+        market = make_market(bars, seed=number)
+        market.features[:, 0] += 10_000 * number
+        markets.append(replace(market, pair=f"P{number}/Q", equal_weight_sd=0.01 * (1 + number)))
+    first, *others = markets
+    first = replace(first, training=TrainingBars.joined(markets, before=lag + 1))
+    assert follow(first, strong("drawdown", lag), 1, lambda env: None, tuple(others))[1] >= 6
 
 
 def _marked_at_the_next_open(env: BatchedPairTrading) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from envs import ledger, pair_trading
 from envs.batched import BatchedPairTrading
 from envs.ledger import Terms
-from envs.mapping import round_targets, target_weights
+from envs.mapping import ActionMap, round_targets
 from envs.pair_trading import PairTradingEnv
 from envs.replay import ByRow, replay
 from rayconf.run_config import RunConfig
@@ -47,7 +47,7 @@ def drive(run: RunConfig, act: Callable[[torch.Tensor, torch.Tensor], torch.Tens
     span = market.splits["test"]
 
     def decide(bars: torch.Tensor, features: torch.Tensor, account: torch.Tensor) -> torch.Tensor:
-        wanted = target_weights(act(features, account), run.env.mapping, LEVERAGE, run.env.leverage_cap)
+        wanted = ActionMap.of(run).targets(act(features, account), None, account[:, :2] * LEVERAGE)
         return round_targets(wanted)
 
     record = replay(
@@ -82,6 +82,7 @@ def test_stepping_is_the_backtest_to_the_last_bit(lag: int, act: Callable) -> No
     drive(make_run(lag=lag), act, lambda env: None)
     drive(make_run(lag=lag, risk_measure="drawdown", mapping="neutral"), act, lambda env: None)
     drive(make_run(lag=lag, leverage_cap=0.9), act, lambda env: None)
+    drive(make_run(lag=lag, adjustment=0.3, no_trade_band=0.02), act, lambda env: None)
 
 
 def _other_ledger(account, target, returns, dt, terms):
@@ -166,13 +167,13 @@ numbers = st.lists(st.tuples(*[st.floats(-1, 1)] * 2), min_size=1, max_size=9)
 @given(pairs=numbers, leverage=st.floats(0.1, 4))
 def test_mappings(pairs: list[tuple[float, float]], leverage: float) -> None:
     action = torch.tensor(pairs, dtype=torch.float64)
-    direct = target_weights(action, "direct", leverage)
+    direct = ActionMap("direct", leverage).targets(action)
     assert torch.equal(direct, action * leverage)
-    neutral = target_weights(action, "neutral", leverage)
+    neutral = ActionMap("neutral", leverage).targets(action)
     assert torch.equal(neutral[:, 0], -neutral[:, 1])  # no net exposure, to the bit
     assert bool((neutral.abs().sum(1) <= leverage * (1 + 1e-12)).all())
-    assert torch.equal(neutral, target_weights(-action.flip(1), "neutral", leverage))
-    extreme = target_weights(torch.tensor([[1.0, -1.0]], dtype=torch.float64), "neutral", leverage)
+    assert torch.equal(neutral, ActionMap("neutral", leverage).targets(-action.flip(1)))
+    extreme = ActionMap("neutral", leverage).targets(torch.tensor([[1.0, -1.0]], dtype=torch.float64))
     torch.testing.assert_close(extreme[0, 0], torch.tensor(leverage / 2, dtype=torch.float64))
 
 
@@ -188,9 +189,9 @@ def test_rounding_of_targets(pairs: list[tuple[float, float]]) -> None:
     settled = (target * 1e4 - (target * 1e4).floor() - 0.5).abs() > 1e-3
     assert torch.equal(round_targets(target * (1 + 1e-9))[settled], rounded[settled])
     # a target written as an action and mapped back is the same target
-    assert torch.equal(round_targets(target_weights(rounded / 1.5, "direct", 1.5)), rounded)
+    assert torch.equal(round_targets(ActionMap("direct", 1.5).targets(rounded / 1.5)), rounded)
 
 
 def test_unknown_mapping_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown mapping 'residual': direct or neutral"):
-        target_weights(torch.zeros(1, 2), "residual", 1.5)
+    with pytest.raises(ValueError, match="unknown mapping 'pure': one of direct, neutral, residual"):
+        ActionMap("pure", 1.5)

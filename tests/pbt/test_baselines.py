@@ -65,12 +65,11 @@ def test_z_score_weights_are_neutral_at_half_the_gross(tiny_markets: Mapping[str
 def test_volatility_target_matches_a_loop(tiny_run: RunConfig, tiny_markets: Mapping[str, PairMarket]) -> None:
     market = tiny_markets["SYNA/SYNB"]
     change = (market.close[1:] / market.close[:-1] - 1).mean(axis=1)
-    decay = 0.5 ** (1 / 20)
-    top = bottom = 0.0
     expected = []
-    for x in change:
-        top, bottom = decay * top + x * x, decay * bottom + 1
-        expected.append(min(1.0, 0.15 / np.sqrt(252 * top / bottom)))
+    for t in range(len(change)):
+        past = change[max(0, t - 199) : t + 1][::-1]  # ten half-lives
+        variance = np.average(past**2, weights=0.5 ** (np.arange(len(past)) / 20))
+        expected.append(min(1.0, 0.15 / np.sqrt(252 * variance)))
     np.testing.assert_allclose(vol_target_scale(market, tiny_run)[1:], expected, rtol=1e-9)
 
 

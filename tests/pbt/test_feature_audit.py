@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from algos.policy import Policy
+from envs.mapping import ActionMap
 from envs.market import PairMarket
 from pbt.feature_audit import importance
 from rayconf import RunConfig
@@ -23,8 +24,7 @@ def test_what_a_policy_trades_on_is_important_and_nothing_else(
     policy = Policy(
         [(weight, torch.zeros(2))],
         activation="tanh",
-        mapping="direct",
-        leverage=tiny_run.costs.leverage,
+        action_map=ActionMap.of(tiny_run),
         feature_names=names,
     )
     losses = importance(tiny_run, market, [policy], repeats=4, seed=0)

@@ -1,6 +1,7 @@
 """A leverage cap is part of the policy: what it asks for, alone, in a stack, saved, and as a survivor of a run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from algos.markets import market_for
 from algos.policy import EnsemblePolicy, Policy
 from envs import ledger
 from envs.ledger import Terms
-from envs.mapping import target_weights
+from envs.mapping import ActionMap
 from pbt.manifest import Population, Snapshot
 from pbt.run_dir import RunDir
 from pbt.store import ReturnStore, StateStore
@@ -29,10 +30,10 @@ PAIR = "SYNA/SYNB"
 @pytest.mark.parametrize("cap", [0.25, 1.0, 1.5])
 def test_a_capped_policy_asks_for_what_a_ledger_of_that_limit_would_hold(mapping: str, cap: float) -> None:
     action = torch.rand(500, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
-    asked = target_weights(action, mapping, 1.5, cap)
+    asked = ActionMap(mapping, 1.5, cap).targets(action)
     terms = Terms(cost=0.0, leverage=cap, borrow_rate=0.0, short_rate=0.0)
     _, fill = ledger.step(
-        ledger.open_accounts(500), target_weights(action, mapping, cap), torch.zeros_like(action), 0.0, terms
+        ledger.open_accounts(500), ActionMap(mapping, cap).targets(action), torch.zeros_like(action), 0.0, terms
     )
     torch.testing.assert_close(asked, fill.weights, rtol=1e-12, atol=0)
     assert float(asked.abs().sum(1).max()) == pytest.approx(cap, rel=0.05)
@@ -40,7 +41,7 @@ def test_a_capped_policy_asks_for_what_a_ledger_of_that_limit_would_hold(mapping
 
 def capped(cap: float | None, seed: int) -> Policy:
     policy = make(seed)
-    policy.leverage_cap = cap
+    policy.action_map = replace(policy.action_map, cap=cap)
     return policy
 
 
@@ -59,7 +60,7 @@ def test_policies_of_different_caps_share_a_stack_and_a_file(tmp_path: Path) -> 
     assert torch.equal(Policy.load(tmp_path).decide(features, account), a.decide(features, account))
     older = {k: v for k, v in json.loads((tmp_path / "policy.json").read_text()).items() if k != "leverage_cap"}
     (tmp_path / "policy.json").write_text(json.dumps(older))
-    assert Policy.load(tmp_path).leverage_cap is None
+    assert Policy.load(tmp_path).action_map.cap is None
 
 
 @pytest.mark.parametrize("encoder", ["mlp", "factored"])
@@ -83,12 +84,12 @@ def test_survivors_keep_the_cap_they_were_evaluated_with(ray_session: None, tmp_
         returns = np.random.default_rng(number).standard_normal(50)
         ReturnStore(directory.storage).save((PAIR, f"m0{number}", 1), returns)
     survivors = load_survivors(run, directory, Population(PAIR, 1, "complete", {}, tuple(archive)), market)
-    assert [survivor.policy.leverage_cap for survivor in survivors] == [0.2, 0.9]
+    assert [survivor.policy.action_map.cap for survivor in survivors] == [0.2, 0.9]
 
     features, account = torch.tensor(market.features), torch.zeros(64, 2, dtype=torch.float64)
 
     def asked(policy: Policy) -> Tensor:
-        return policy.targets(policy.actions(policy.market_sums(features, range(300, 364)), account))
+        return policy.action_map.targets(policy.actions(policy.market_sums(features, range(300, 364)), account))
 
     start = {"run": "r", "window": 0, "arm": "pbt", "operation": "start", "copied": "none", "key": "0" * 16}
     start |= {"pair": PAIR, "generation": 0, "parent_generation": 0}
@@ -96,6 +97,6 @@ def test_survivors_keep_the_cap_they_were_evaluated_with(ray_session: None, tmp_
         assert torch.equal(asked(survivor.policy), asked(policy))
         member = survivor.snapshot.member
         folder = export(run, directory, market, survivor, [{**start, "member": member, "parent_member": member}])
-        assert Policy.load(folder).leverage_cap == policy.leverage_cap
+        assert Policy.load(folder).action_map == policy.action_map
         assert torch.equal(asked(Policy.load(folder)), asked(policy))
-        assert load_config("default", folder / "config.yaml").env.leverage_cap == policy.leverage_cap
+        assert load_config("default", folder / "config.yaml").env.leverage_cap == policy.action_map.cap

@@ -79,8 +79,7 @@ def with_another_column(policy: Policy) -> Policy:
     return Policy(
         layers,
         activation=policy.activation,
-        mapping=policy.mapping,
-        leverage=policy.leverage,
+        action_map=policy.action_map,
         feature_names=policy.feature_names,
     )
 
@@ -200,8 +199,7 @@ def test_a_policy_that_reads_no_prices_is_inconclusive(honest: Subject) -> None:
     still = Policy(
         [(torch.zeros_like(weight), torch.zeros_like(bias)) for weight, bias in policy._layers],
         activation=policy.activation,
-        mapping=policy.mapping,
-        leverage=policy.leverage,
+        action_map=policy.action_map,
         feature_names=policy.feature_names,
     )
     found = audit(replace(honest, policies={"survivor-1": still, "survivor-2": policy}), 6)

@@ -18,6 +18,7 @@ from algos.policy import EnsemblePolicy, Policy
 from analysis.frames import KEYS, daily_schema, write_frame
 from envs.account_view import AccountView
 from envs.ledger import Terms
+from envs.mapping import ActionMap
 from envs.market import PairMarket
 from envs.pair_trading import PairTradingEnv
 from envs.replay import ByRow, Replay, replay
@@ -52,8 +53,7 @@ def survivors(run: RunConfig, market: PairMarket, seed: int = 0) -> Policies:
             Policy(
                 layers,
                 activation=run.network.activation,
-                mapping=run.env.mapping,
-                leverage=run.costs.leverage,
+                action_map=ActionMap.of(run),
                 feature_names=market.scaler.names,
             )
         )

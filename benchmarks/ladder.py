@@ -1,0 +1,149 @@
+"""The rows of the ladder: what is measured, one change per row, over a base that is written down in full.
+
+A row is a name, how its policies come to be (``kind``), and assignments over ``BASE``. Adding one is adding a line to
+``ROWS``.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from benchmarks.folds import Fold
+from rayconf.errors import UserError
+from rayconf.loading import load_config
+from rayconf.run_config import RunConfig
+from rayconf.sections import DataConfig, SplitConfig
+
+BUDGET = 400_000
+"""Environment steps per member, about."""
+UPDATES = 4
+"""PPO updates per generation: validation is looked at about every 64,000 steps."""
+
+BASE = (
+    "costs.commission_bps=1",
+    "costs.slippage_bps=1",
+    "costs.leverage=1",
+    "env.lag=1",
+    "env.mapping=direct",
+    "env.adjustment=1",
+    "env.no_trade_band=0",
+    "env.episode_bars=256",
+    "features.prior=flat",
+    "network.encoder=mlp",
+    "network.hidden=[64, 64]",
+    "network.dropout=0",
+    "ppo.num_envs=256",
+    "ppo.rollout_steps=64",
+    "ppo.minibatch_size=4096",
+    "ppo.epochs=4",
+    "ppo.gamma=0.95",
+    "optimizer.kind=adamw",
+    "optimizer.learning_rate=3e-4",
+    "optimizer.weight_decay=1e-4",
+    "optimizer.schedule=constant",
+    "pbt.arm=fixed",
+    "pbt.fitness=sharpe",
+    "backtest.vol_target=0.15",
+    "backtest.vol_half_life=20",
+    "resources.torch_threads=1",
+    "tracking.tensorboard=false",
+)
+
+Kind = Literal["baseline", "pair", "universe", "ensemble"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A rung of the ladder."""
+
+    name: str
+    kind: Kind
+    """``baseline``: no learning, a policy of ``pbt.baselines`` by the name ``of``; ``pair``: a learner per pair, fold
+    and seed; ``universe``: a learner per fold and seed whose run has all pairs, selected on their mean fitness and
+    evaluated on each; ``ensemble``: the mean of target weights over the seeds of the row ``of``."""
+    assignments: tuple[str, ...] = ()
+    """Over ``BASE``; ``path=value``."""
+    snapshot: Literal["best", "last"] = "best"
+    """Which snapshot of a learner is the row's policy: that of the best smoothed validation fitness, or the last."""
+    of: str = ""
+
+    @property
+    def policy(self) -> str:
+        """Name of the row's policy in its cells."""
+        return "rule" if self.kind == "baseline" else self.snapshot
+
+    @property
+    def learns(self) -> bool:
+        """Whether its cells train."""
+        return self.kind in ("pair", "universe")
+
+
+RESIDUAL = ("env.mapping=residual", "features.prior=vol_target", "env.reach=0.25")
+
+ROWS = (
+    Row("cash", "baseline", of="cash"),
+    Row("equal_weight", "baseline", of="equal_weight"),
+    Row("vol_target", "baseline", of="vol_target"),
+    Row("zscore", "baseline", of="zscore"),
+    Row("zscore_textbook", "baseline", of="zscore_textbook"),
+    Row("ppo_last", "pair", snapshot="last"),
+    Row("ppo", "pair"),
+    Row("ppo_ensemble", "ensemble", of="ppo"),
+    Row("ppo_neutral", "pair", ("env.mapping=neutral",)),
+    Row("residual", "pair", RESIDUAL),
+    Row("residual_ensemble", "ensemble", of="residual"),
+)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Rows with the size of their training, which is part of what they are."""
+
+    rows: tuple[Row, ...] = ROWS
+    base: tuple[str, ...] = BASE
+    budget: int = BUDGET
+    population: int = 1
+    """Members per learner; the best on validation is the learner."""
+    seeds: int = 5
+
+    def row(self, name: str) -> Row:
+        """The row of a name. Raises ``UserError`` naming those there are."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise UserError(f"--rows: {name!r} is no row; choose from {', '.join(row.name for row in self.rows)}")
+
+    def trained(self, row: Row) -> Row:
+        """The row whose learners the row's policies are: an ensemble's members', else its own."""
+        return self.row(row.of) if row.kind == "ensemble" else row
+
+    def run(self, row: Row, fold: Fold, pairs: Sequence[str], seed: int) -> RunConfig:
+        """The run of a cell."""
+        return self._config(row, *fold.assignments(), f"data.pairs=[{', '.join(pairs)}]", f"seed={seed}")
+
+    @cache  # noqa: B019  asked for every cell, and there are few ladders
+    def digest(self, row: Row) -> str:
+        """What the row computes, whatever the fold, pair and seed: its kind and its whole config."""
+        run = self._config(self.trained(row)).model_copy(
+            update={"data": DataConfig(), "split": SplitConfig(), "seed": 0}
+        )
+        # what is at its default does not count, so that a field that comes to be leaves the cells as they are
+        settings = run.model_dump(mode="json", exclude_defaults=True, exclude={"name", "resources", "tracking"})
+        parts = [row.kind, json.dumps(settings, sort_keys=True)]
+        if row.kind == "baseline":
+            parts.append(row.of)
+        if row.kind == "ensemble":
+            parts += [self.trained(row).kind, str(self.seeds)]
+        return hashlib.blake2b("|".join(parts).encode(), digest_size=6).hexdigest()
+
+    def _config(self, row: Row, *where: str) -> RunConfig:
+        run = load_config(assignments=[*self.base, *row.assignments, *where])
+        if not self.trained(row).learns:
+            return run
+        batch = run.ppo.num_envs * run.ppo.rollout_steps
+        generations = max(1, round(self.budget / (batch * UPDATES)))
+        size = {"interval": UPDATES, "iterations": UPDATES * generations, "population": self.population}
+        return run.model_copy(update={"pbt": run.pbt.model_copy(update=size)})

@@ -1,0 +1,79 @@
+"""``TrainingBars``: what training episodes are drawn from, the training spans of one market or of many, end to end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from envs.market import PairMarket, Span
+from envs.prior import PRIOR_COLUMNS
+
+
+@dataclass(frozen=True)
+class TrainingBars:
+    """Rows of M markets one after the other. An episode begins at a decision bar of one and stays there."""
+
+    features: np.ndarray
+    """[T, F] float32, each market's standardised by its own scaler."""
+    prior: np.ndarray | None
+    """[T, 2] weights of the prior; None: flat."""
+    prior_columns: slice
+    """Where the prior's weights stand among the features; empty where there are none."""
+    steps: np.ndarray
+    """[T, 6]: simple return of each leg from the fill at the bar to the next, move of each from the fill to the close,
+    years to the next fill, and 1 / standard deviation of equal weight's log return on the market's training span. NaN
+    in the last row of a market, from which nothing is earned."""
+    spans: tuple[Span, ...]
+    """Of each market its fills in these rows, as the training split of ``PairMarket`` has them."""
+    pairs: tuple[str, ...]
+    """Of each market, for the log."""
+
+    @classmethod
+    def of(cls, market: PairMarket) -> "TrainingBars":
+        """The training span of one market, by its own bar numbers."""
+        place, span = _prior_columns(market), market.splits["train"]
+        return cls(market.features, market.prior, place, _steps(market), (span,), (market.pair,))
+
+    @classmethod
+    def joined(cls, markets: Sequence[PairMarket], before: int) -> "TrainingBars":
+        """The training spans of several markets, each with ``before`` bars that come before its first fill.
+
+        Raises:
+            ValueError: Their features differ.
+        """
+        first = markets[0]
+        if any(market.scaler.names != first.scaler.names for market in markets):
+            raise ValueError("markets of different features cannot be joined")
+        parts, spans, offset = [], [], 0
+        for market in markets:
+            train = market.splits["train"]
+            begin = max(0, train.start - before)
+            parts.append(slice(begin, train.stop))
+            spans.append(Span(offset + train.start - begin, offset + train.stop - begin))
+            offset += train.stop - begin
+        priors = [m.prior[part] for m, part in zip(markets, parts, strict=True) if m.prior is not None]
+        return cls(
+            np.concatenate([m.features[part] for m, part in zip(markets, parts, strict=True)]),
+            np.concatenate(priors) if priors else None,
+            _prior_columns(first),
+            np.concatenate([_steps(m)[part] for m, part in zip(markets, parts, strict=True)]),
+            tuple(spans),
+            tuple(market.pair for market in markets),
+        )
+
+    def decisions(self, lag: int) -> list[Span]:
+        """Of each market the decision bars ``start .. stop - 1`` whose fills lie in its span."""
+        return [Span(span.start - lag, span.stop - 1 - lag) for span in self.spans]
+
+
+def _prior_columns(market: PairMarket) -> slice:
+    names = market.scaler.names
+    first = names.index(PRIOR_COLUMNS[0]) if PRIOR_COLUMNS[0] in names else len(names)
+    return slice(first, first + 2)
+
+
+def _steps(market: PairMarket) -> np.ndarray:
+    rows = np.full((len(market.dates), 6), np.nan)
+    rows[:-1, :2], rows[:-1, 2:4], rows[:-1, 4] = market.returns, market.moves[:-1], market.years
+    rows[:, 5] = 1 / market.equal_weight_sd
+    return rows

@@ -1,0 +1,125 @@
+"""Universes: many markets that one policy trains on, so that it cannot learn a single history by heart."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import permutations
+
+import numpy as np
+
+from envs.bars import Bars, join_bars
+from envs.market import MIN_TRAIN_BARS, Borders, PairMarket, build_market, common_borders, load_legs
+from envs.placebo import dealt
+from envs.training_bars import TrainingBars
+from rayconf.errors import UserError
+from rayconf.keys import derive_key
+from rayconf.run_config import RunConfig
+
+Legs = Mapping[str, tuple[Bars, Bars]]
+
+
+def universe_pairs(run: RunConfig) -> tuple[str, ...]:
+    """The pairs that training episodes are drawn from, each once: all ordered pairs of the tickers, then the others.
+
+    A pair in both orders is two markets: features and actions of the legs change places, a symmetry of trading that
+    plain networks do not know.
+    """
+    universe = run.universe
+    tickers = [ticker for ticker in universe.tickers if ticker not in universe.held_out]
+    return tuple(dict.fromkeys([*("/".join(pair) for pair in permutations(tickers, 2)), *universe.pairs]))
+
+
+def with_universe(markets: Mapping[str, PairMarket], run: RunConfig) -> dict[str, PairMarket]:
+    """The run's markets, with what their policies train on where that is not the pair's own training span alone.
+
+    Raises:
+        UserError: Prices are missing or do not fit, or no pair of the universe has enough of them.
+    """
+    if run.universe.given:
+        bars, left_out = load_universe(run)
+        return {pair: replace(m, training=bars, notes=(*m.notes, _note(bars, left_out))) for pair, m in markets.items()}
+    if not run.augment.histories:
+        return dict(markets)
+    legs = load_legs(run)
+    borders = common_borders(legs, run)
+    return {pair: with_histories(market, *legs[pair], run, borders) for pair, market in markets.items()}
+
+
+def with_histories(market: PairMarket, a: Bars, b: Bars, run: RunConfig, borders: Borders) -> PairMarket:
+    """The market of two legs, which trains on resampled histories beside its own."""
+    note = f"{market.pair}: trains on {run.augment.histories} resampled histories beside its own"
+    training = joined([market, *histories(market, a, b, run, borders)], run)
+    return replace(market, training=training, notes=(*market.notes, note))
+
+
+def load_universe(run: RunConfig) -> tuple[TrainingBars, list[str]]:
+    """The training spans of the run's universe under the run's own split borders, and pairs left out as too short.
+
+    Raises:
+        UserError: Prices are missing or do not fit, or no pair has enough of them.
+    """
+    pairs = universe_pairs(run)
+    wanted = tuple(dict.fromkeys([*run.data.pairs, *pairs]))
+    legs = load_legs(run.model_copy(update={"data": run.data.model_copy(update={"pairs": wanted})}))
+    borders = common_borders({pair: legs[pair] for pair in run.data.pairs}, run)
+    return universe_of({pair: legs[pair] for pair in pairs}, run, borders)
+
+
+def universe_of(legs: Legs, run: RunConfig, borders: Borders) -> tuple[TrainingBars, list[str]]:
+    """As ``load_universe``, from prices at hand."""
+    markets: list[PairMarket] = []
+    left_out = []
+    for pair, both in legs.items():
+        a, b = (_until(leg, borders.validation) for leg in both)
+        if not len(a) or not len(b) or len(join_bars(a, b)[0]) - 1 - run.split.burn < MIN_TRAIN_BARS:
+            left_out.append(pair)
+            continue
+        markets.append(build_market(pair, a, b, run, borders, training_only=True))
+        markets += histories(markets[-1], a, b, run, borders)
+    if not markets:
+        before = np.datetime_as_string(borders.validation, unit="D")
+        raise UserError(
+            f"universe: none of its {len(legs)} pairs has {MIN_TRAIN_BARS} bars of training between burn-in and "
+            f"{before}; give other tickers, or a later split.validation_start"
+        )
+    return joined(markets, run), left_out
+
+
+def joined(markets: list[PairMarket], run: RunConfig) -> TrainingBars:
+    """Their training spans, with what networks and lags read before them."""
+    window = run.network.encoder_window if run.network.encoder not in ("mlp", "factored") else 1
+    return TrainingBars.joined(markets, run.env.lag + window)
+
+
+def histories(market: PairMarket, a: Bars, b: Bars, run: RunConfig, borders: Borders) -> list[PairMarket]:
+    """Markets of resampled training spans: the stationary bootstrap (Politis and Romano 1994) of the days of both legs.
+
+    What both legs did on a day stays together, and so do ``augment.block`` days in a row on average. No bar from the
+    border of validation on is read. Features have the scale of the market itself.
+    """
+    a, b, _ = join_bars(_until(a, borders.validation), _until(b, borders.validation))
+    made = []
+    for number in range(run.augment.histories):
+        rng = np.random.default_rng(derive_key(run.seed, market.pair, "history", number))
+        rows = 1 + stationary_rows(rng, len(a) - 1, run.augment.block)
+        made.append(build_market(market.pair, dealt(a, rows), dealt(b, rows), run, borders, market.scaler))
+    return made
+
+
+def stationary_rows(rng: np.random.Generator, count: int, block: float) -> np.ndarray:
+    """[count] row numbers: runs of neighbours, circular, of geometric length with mean ``block``."""
+    fresh = rng.random(count) < 1 / block
+    fresh[0] = True
+    begun = np.maximum.accumulate(np.where(fresh, np.arange(count), 0))
+    return (rng.integers(count, size=count)[begun] + np.arange(count) - begun) % count
+
+
+def _until(bars: Bars, border: np.datetime64) -> Bars:
+    return bars.select(bars.dates < border)
+
+
+def _note(bars: TrainingBars, left_out: list[str]) -> str:
+    pairs = len(set(bars.pairs))
+    text = f"universe: trains on {sum(span.rows for span in bars.spans):,} fills of {pairs} pairs"
+    if len(bars.pairs) > pairs:
+        text += f" and {len(bars.pairs) - pairs} resampled histories"
+    return text + (f"; too short for it: {', '.join(left_out)}" if left_out else "")
