@@ -134,14 +134,13 @@ def _backtest(args: argparse.Namespace) -> str:
 
 
 def _policies(finished: "FinishedRun") -> "dict[str, Policies]":
-    """Ensemble and survivors of every pair by name."""
-    from algos.policy import EnsemblePolicy
-    from pbt.simulator import ENSEMBLE
+    """Ensembles and survivors of every pair by name."""
+    from pbt.simulator import with_ensembles
 
     found: dict[str, Policies] = {}
     for pair in finished.pairs:
         own = finished.policies(pair)
-        found[pair] = {ENSEMBLE: EnsemblePolicy(list(own.values())), **own}
+        found[pair] = with_ensembles(own, finished.fitness(pair))
     return found
 
 

@@ -146,20 +146,11 @@ def base_state(run: RunConfig, market: PairMarket, folder: Path) -> State:
     Raises:
         UserError: If the weights are those of another network.
     """
-    from algos.config import PairPPOConfig
-    from algos.pair_ppo import PairPPO
     from algos.policy import Policy
-    from pbt.generation import enter, initial_key
+    from pbt.generation import untrained_state
 
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
-    # Only what a state consists of is wanted, which is the same on every device.
-    run = run.model_copy(update={"resources": run.resources.model_copy(update={"gpus_per_member": 0.0})})
-    enter(run, market.pair, market)
-    algorithm = PairPPO(config=PairPPOConfig.from_run(run, market.pair, key=initial_key(run, market.pair, BASE)))
-    try:
-        state: State = algorithm.boundary_state()
-    finally:
-        algorithm.stop()
+    state = untrained_state(run, market, BASE)
     for name, weight in Policy.load(folder).actor_parameters().items():
         fresh = state.get(f"module/{name}")
         if fresh is None or fresh.shape != weight.shape:

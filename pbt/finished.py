@@ -85,6 +85,10 @@ class FinishedRun:
                     raise UserError(f"{folder}: the survivor cannot be read: {error}") from error
         return found
 
+    def fitness(self, pair: str) -> list[tuple[float, float]]:
+        """Fitness on validation and its standard error of the survivors of a pair, best first."""
+        return [(row["fitness"], row["fitness_se"]) for row in self.known if row["pair"] == pair]
+
     def scaler(self, pair: str) -> Scaler:
         """The scaler of a pair's features, which all its survivors share."""
         texts = {}
@@ -201,7 +205,7 @@ class FinishedRun:
 
 
 def known_survivors(path: Path) -> list[dict[str, Any]]:
-    """Pair, policy name, rank, member and generation of every survivor of a complete run."""
+    """Pair, policy name, rank, member, generation and fitness with its error of every survivor of a complete run."""
     try:
         pairs = json.loads(path.read_text())["pairs"]
     except (OSError, ValueError, KeyError) as error:
@@ -215,6 +219,8 @@ def known_survivors(path: Path) -> list[dict[str, Any]]:
             "rank": survivor["rank"],
             "member": survivor["member"],
             "generation": survivor["generation"],
+            "fitness": survivor["fitness"],
+            "fitness_se": survivor["fitness_se"],
         }
         for pair, entry in pairs.items()
         for survivor in entry["survivors"]

@@ -112,6 +112,8 @@ def _chosen(run: RunConfig, directory: "RunDir", args: argparse.Namespace) -> "S
     places = {row["rank"]: (row["member"], row["generation"]) for row in known}
     if args.rank not in places:
         raise UserError(f"--rank: {args.pair} has survivors {', '.join(map(str, places))}, not {args.rank}")
+    if not places[args.rank][1]:
+        raise UserError(f"--pair: {args.pair} trades its prior, which nothing trained: there is no schedule to replay")
     archive = Population.read(directory.manifest(args.pair)).archive
     for snapshot in archive:
         if (snapshot.member, snapshot.generation) == places[args.rank]:
