@@ -22,6 +22,7 @@ def market_key(run: RunConfig) -> str:
     parts: dict[str, Any] = {name: getattr(run, name).model_dump(mode="json") for name in _SECTIONS}
     parts |= {"seed": run.seed, "encoder": [run.network.encoder, run.network.encoder_window]}  # of what is trained on
     parts |= {"lag": run.env.lag, "base": run.stages.base_digest}  # a base checkpoint brings the scale of features
+    parts["forecasts"] = run.forecasts.content
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

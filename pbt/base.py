@@ -18,6 +18,7 @@ from envs.batched import uses_drawdown
 from envs.market import PairMarket, load_markets
 from envs.scaler import Scaler
 from envs.universe import with_universe
+from pbt.forecasts import kept_forecasts
 from pbt.manifest import Member
 from pbt.run_dir import RunDir, folder_name, member_name
 from pbt.search import initial_values
@@ -126,8 +127,9 @@ def kept_base(run: RunConfig, directory: RunDir) -> Base:
 
 
 def markets_of(run: RunConfig, directory: RunDir) -> dict[str, PairMarket]:
-    """All pairs of a run whose directory is there, on the scale of its base checkpoint where it has one."""
-    return with_universe(load_markets(run, kept_base(run, directory).scalers), run)
+    """All pairs of a run whose directory is there, with its forecasts and the scale of its base checkpoint, if any."""
+    forecasts = kept_forecasts(run, directory)
+    return with_universe(load_markets(run, kept_base(run, directory).scalers, forecasts), run, forecasts)
 
 
 def base_members(run: RunConfig, directory: RunDir, market: PairMarket) -> dict[str, Member]:
@@ -212,7 +214,8 @@ def _fields(run: RunConfig) -> Sequence[str]:
     paths += [f"features.{name}" for name in type(run.features).model_fields]
     searched = {space.path for space in run.search.values()}
     own = ("env.leverage_cap", "env.reach", "env.adjustment", "env.no_trade_band")
-    return [*paths, "env.mapping", "costs.leverage", *(path for path in own if path not in searched)]
+    paths += ["forecasts.made_by", "env.mapping", "costs.leverage"]
+    return [*paths, *(path for path in own if path not in searched)]
 
 
 def _value(run: RunConfig, path: str) -> Any:

@@ -21,6 +21,7 @@ from rayconf.storage import place
 if TYPE_CHECKING:
     from envs.market import PairMarket
     from pbt.base import Base
+    from pbt.forecasts import Found
     from pbt.run_dir import RunDir
     from rayconf.session import Machine
 
@@ -51,6 +52,8 @@ MAY_DIFFER = (
     "versions",
     "name",
     "stages.base_digest",
+    "forecasts.digest",
+    "forecasts.made_by",
 )
 
 
@@ -133,15 +136,20 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
     from envs.market import load_markets
     from envs.universe import with_universe
     from pbt.base import find_base, kept_base
+    from pbt.forecasts import Found, find_forecasts, kept_forecasts
     from pbt.run_dir import RunDir
 
     fresh = not args.resume and not args.extend
-    base = find_base(config) if fresh else kept_base(config, RunDir(folder / (config.name or "")))
-    config = base.recorded(config)
-    directory = RunDir(folder / (config.name or ""), config.identity, runs.mirror(config.name or "") if runs else None)
+    directory = RunDir(folder / (config.name or ""), mirror=runs.mirror(config.name or "") if runs else None)
     if fresh and directory.storage.occupied() and not args.dry_run:
         directory.create()  # raises: the name is taken
-    markets = with_universe(load_markets(config, base.scalers), config)
+    forecasts = find_forecasts(config) if fresh else Found(kept_forecasts(config, directory))
+    config = forecasts.recorded(config) if fresh else config
+    base = find_base(config) if fresh else kept_base(config, directory)
+    config = base.recorded(config)
+    directory.identity = config.identity
+    known = forecasts.forecasts
+    markets = with_universe(load_markets(config, base.scalers, known), config, known)
     working = _training(config, directory, args)
     if machine is not None:
         plan(working, machine)  # raises: no member fits
@@ -164,11 +172,11 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
 
     try:
         if machine is not None:
-            _open(args, config, working, directory, markets, base, machine)
+            _open(args, config, working, directory, markets, base, forecasts, machine)
         with start_ray(config.resources, args.address) as found:
             if machine is None:  # a cluster that does not answer, or is not fit, leaves no run behind
                 found = fit_cluster(config, args.run_dir if runs else folder, found)
-                _open(args, config, working, directory, markets, base, found)
+                _open(args, config, working, directory, markets, base, forecasts, found)
             execute(config, directory, markets, found, Console())
     except SystemExit:  # SIGTERM
         print(f"pairpbt: terminated; go on with --resume --name {directory.name}", file=sys.stderr)
@@ -199,6 +207,7 @@ def _open(
     directory: "RunDir",
     markets: "dict[str, PairMarket]",
     base: "Base",
+    forecasts: "Found",
     machine: "Machine",
 ) -> None:
     """Make the run's directory, or bring that of a resumed run back to its last commit; say what will happen."""
@@ -210,6 +219,7 @@ def _open(
     if not args.resume and not args.extend:
         directory.create()
         base.keep(directory)
+        forecasts.keep(directory)
     logging.basicConfig(
         filename=directory.log, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
@@ -222,7 +232,7 @@ def _open(
         begin_extension(config, directory, markets, working.data.pairs)
     else:
         begin(config, directory, markets)
-        for line in base.warnings(config):
+        for line in (*forecasts.warnings(), *base.warnings(config)):
             directory.event("plan", line)
             print(f"warning    {line}")
     directory.push()

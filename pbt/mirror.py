@@ -24,7 +24,7 @@ LEFT = (MEMBERS, TUNE, "backtests/", "replays/")
 """What a working copy does without."""
 HERE = ("state/reserve",)
 """What only the machine of the driver needs."""
-COMMITS = ("config.yaml", "extension.yaml", "base/", "state/")
+COMMITS = ("config.yaml", "extension.yaml", "base/", "forecasts.parquet", "state/")
 """What a resume goes on from."""
 Signature = tuple[int, int, int]
 

@@ -17,6 +17,7 @@ from rayconf.sections import (
     DataConfig,
     EnvConfig,
     FeaturesConfig,
+    ForecastConfig,
     NetworkConfig,
     OptimizerConfig,
     PBTConfig,
@@ -63,6 +64,7 @@ class RunConfig(Section):
     synthetic: SyntheticConfig = SyntheticConfig()
     split: SplitConfig = SplitConfig()
     features: FeaturesConfig = FeaturesConfig()
+    forecasts: ForecastConfig = ForecastConfig()
     universe: UniverseConfig = UniverseConfig()
     augment: AugmentConfig = AugmentConfig()
     costs: CostsConfig = CostsConfig()
@@ -135,6 +137,8 @@ class RunConfig(Section):
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             raise ValueError(f"name: {self.name!r} must be letters, digits, '.', '_' or '-'")
         self._check_terms()
+        if self.forecasts.wanted and self.augment.histories:
+            raise ValueError("augment.histories: resampled histories have no forecasts; set 0, or leave forecasts out")
         if self.pbt.on_drop == "freeze" and not self.network.hidden:
             raise ValueError("pbt.on_drop: freeze needs network.hidden with at least one layer")
         for name, space in self.search.items():
@@ -192,9 +196,12 @@ class RunConfig(Section):
         """What the run computes, as ``seed7-0123456789ab``: seed and digest of the config.
 
         Name, resources, trackers and versions do not count, so runs of one identity have equal results and equal
-        frames wherever they are kept. Of a base checkpoint the content counts, not where it lay.
+        frames wherever they are kept. Of a base checkpoint and of forecasts the content counts, not where it lay.
         """
-        content = self.model_dump(mode="json", exclude={"name", "resources", "tracking", "versions", "stages"})
+        left_out = {"name", "resources", "tracking", "versions", "stages", "forecasts"}
+        content = self.model_dump(mode="json", exclude=left_out)
+        if self.forecasts.content is not None:
+            content["forecasts"] = self.forecasts.content
         if self.stages.base_digest is not None:
             content["base"] = self.stages.base_digest
         text = json.dumps(content, sort_keys=True)
