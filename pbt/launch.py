@@ -160,6 +160,8 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
     if args.dry_run:
         from pbt.preflight import describe
 
+        for line in forecasts.warnings():
+            print(f"warning    {line}")
         describe(config, working, markets, machine, args.address, measured=args.measure)
         return OK
     if args.resume and _complete(directory):

@@ -14,6 +14,7 @@ from statistics import NormalDist
 
 import numpy as np
 from rolling import CannotForecastError, main
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 
@@ -28,7 +29,7 @@ class LinearModel:
             self._weight, self._spread = (tensors[name].astype(np.float64) for name in ("weight", "spread"))
             rows = len(self._horizons)
             fits = self._weight.shape == (rows, self._lags) and self._spread.shape == (rows,)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CannotForecastError(f"{folder}: no linear model ({error})") from error
         if config.get("format") != "linear" or not fits:
             raise CannotForecastError(f"{folder}: no linear model: its tensors do not fit its config.json")

@@ -77,7 +77,10 @@ WRONG: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str]] = {
     "infinite": (lambda x: x.assign(value=x.value.where(x.index != 4, np.inf)), "2001-01-02.* is no finite number"),
     "not a number": (lambda x: x.assign(value=x.value.where(x.index != 4)), "2001-01-02.* is no finite number"),
     "crossing": (lambda x: x.assign(value=x.value.where(x.index != 5, -1.0)), "2001-01-02, horizon 1.* not cross"),
-    "models": (lambda x: x.assign(model=np.where(x.index == 9, "other", x.model)), r"several models \(owner/tiny, other"),
+    "models": (
+        lambda x: x.assign(model=np.where(x.index == 9, "other", x.model)),
+        "several models",
+    ),
     "text": (lambda x: x.assign(value="much"), "column value must hold numbers"),
     "dates": (lambda x: x.assign(date="soon"), "column date must hold dates"),
     "no date": (lambda x: x.assign(date=x.date.where(x.index != 2)), "data row 3: date is missing"),
