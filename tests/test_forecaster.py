@@ -24,7 +24,7 @@ from pbt.decide import main as decide
 from pbt.forecaster import TOTO
 from pbt.forecasters.rolling import batches, forecast_series
 from pbt.launch import main as launch
-from pbt.publication import portable
+from pbt.publication import Publication, build
 from rayconf.loading import build_config, load_config, load_file
 from tests.commands import command, tiny
 from tests.conftest import ROOT
@@ -55,6 +55,7 @@ ASKED = (
 )
 BARS = 900
 SMALL = ("pbt.population=2", "pbt.survivors=2", "backtest.cost_bps=[1]", "backtest.lags=[1]")
+FETCH = "import sys; from pbt.hub import fetch; print(fetch(sys.argv[1]))"
 FIND = """
 import json, sys
 from pbt.forecasts import find_forecasts
@@ -205,11 +206,24 @@ def test_the_audit_finds_no_lookahead_in_them(trained: Path, capsys: pytest.Capt
     assert audit([str(trained), "--lookahead", "--bars", "3"]) == 0, capsys.readouterr().out
 
 
-def test_a_published_config_names_no_program(trained: Path) -> None:
-    run = build_config(load_file(trained / "config.yaml"))
-    found = portable(run, [PAIR]).forecasts
-    assert (found.command, found.python, found.file) == (None, None, None)
-    assert (found.model, found.digest, found.made_by) == (NAME, run.forecasts.digest, run.forecasts.made_by)
+def test_a_published_run_names_no_program_and_one_that_does_is_not_obeyed(
+    trained: Path, hub: Hub, home: Path, tmp_path: Path
+) -> None:
+    build(Publication.of(trained), tmp_path, "trader/run")
+    files = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert not any("parquet" in name and "forecasts" in name for name in files)
+    for name in [name for name in files if name.endswith("config.json")]:
+        settings = json.loads(files[name])
+        own = settings["forecasts"]
+        assert (own["command"], own["python"], own["file"]) == (None, None, None)
+        assert (own["model"], own["made_by"]) == (NAME, f"{NAME}@{commit(hub)}")
+        own["command"] = ["sh", "-c", "touch obeyed"]
+        files[name] = json.dumps(settings).encode()
+    hub.add("trader/run", files)
+    done = started([sys.executable, "-c", FETCH, "hf://trader/run"], hub, home)
+    assert done.returncode == 0, done.stderr
+    for path in Path(done.stdout.strip()).rglob("config.yaml"):
+        assert build_config(load_file(path)).forecasts.command is None
 
 
 def test_without_hub_model_or_program_a_line_says_what_to_do(hub: Hub, tmp_path: Path) -> None:
