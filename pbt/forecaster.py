@@ -92,7 +92,7 @@ class Forecaster:
 
         series = {name: values for name, values in series.items() if len(values) > self.skip}
         if not series:
-            raise UserError(f"forecasts: no pair has more than the {self.skip} bars that come before the first forecast")
+            raise UserError(f"forecasts: no pair has more than the {self.skip} bars before the first forecast")
         kept = cached_assets_path("pairpbt", "forecasts", self.key(series)) / "forecasts.parquet"
         if kept.is_file():
             return self._read(kept, list(series))

@@ -1,6 +1,7 @@
 """Forecast features: the file's rules, the scale beside the bars, and bars without forecasts."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -13,6 +14,8 @@ from envs.bars import Bars
 from envs.features import lookback
 from envs.forecasts import Forecasts, forecast_columns, forecast_names, read_forecasts, series_names
 from envs.market import build_market, load_markets, raw_features
+from envs.synthetic import synthetic_pair
+from envs.universe import with_universe
 from rayconf.errors import UserError
 from rayconf.run_config import RunConfig
 from rayconf.sections import FeaturesConfig, ForecastConfig
@@ -159,6 +162,33 @@ def test_every_bar_from_the_lookback_on_needs_its_forecast() -> None:
     holes = np.delete(np.arange(BARS), 600)
     with pytest.raises(UserError, match=f"at {np.datetime_as_string(a.dates[600], unit='D')}, which is no bar of it"):
         build_market(PAIR, a.select(holes), b.select(holes), run, forecasts=forecasts_of(a, b))
+
+
+def test_a_prior_stays_last_and_a_universe_has_its_own_forecasts() -> None:
+    sections = {
+        "pbt": {"window": 63},
+        "forecasts": SETTINGS.model_dump(),
+        "data": {"pairs": [PAIR]},
+        "universe": {"pairs": [PAIR, "SYNC/SYND"]},
+        "synthetic": {"bars": BARS},
+    }
+    run = make_run(sections, mapping="residual")
+    both = {pair: synthetic_pair(pair, run.synthetic) for pair in run.universe.pairs}
+    forecasts = forecasts_of(*both[PAIR])
+    market = build_market(PAIR, *both[PAIR], run, forecasts=forecasts)
+    assert market.scaler.names[-10:] == (*forecast_names(SETTINGS), "prior_a", "prior_b")
+    with pytest.raises(UserError, match="has no forecasts of SYNC/SYND"):
+        with_universe({PAIR: market}, run, forecasts)
+    more = forecasts_of(*both["SYNC/SYND"], seed=4)
+    renamed = {"SYNC/SYND": PAIR, "SYND": "BBB"}
+    dates = {**forecasts.dates, **{new: more.dates[old] for new, old in renamed.items()}}
+    values = {**forecasts.values, **{new: more.values[old] for new, old in renamed.items()}}
+    bars = with_universe({PAIR: market}, run, replace(forecasts, dates=dates, values=values))[PAIR].training
+    assert bars is not None
+    assert len(bars.spans) == 2
+    assert bars.features.shape[1] == len(market.scaler.names)
+    with pytest.raises(ValueError, match="resampled histories have no forecasts"):
+        make_run({**sections, "augment": {"histories": 1}})
 
 
 def test_forecasts_are_never_left_out_or_added_in_silence() -> None:
