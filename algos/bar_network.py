@@ -158,24 +158,34 @@ class BarActorCritic(ActorCritic):
 
     def embed(self, bars: Tensor, strip: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The actor's and the critic's embeddings [D, W] of bars [D]; ``strip`` as ``strip_rows`` returns it."""
-        if not len(self.market):
-            raise RuntimeError("attach() the market's features before the network is asked about bars")
-        window = self.encoder.window
-        rows, place = strip or strip_rows(bars, window)
-        features = self.market.index_select(0, rows + (window - 1))
+        features, place = self._read(bars, strip)
         own = self.encoder(features)
         if self.sharing == "separate":
             other = self.critic_encoder(features)
         else:
             other = own.detach() if self.sharing == "detached" else own
-        if window == 1:
+        if self.encoder.window == 1:
             return own, other
         return own.index_select(0, place), other.index_select(0, place)
+
+    def _read(self, bars: Tensor, strip: Sequence[Tensor] | None) -> tuple[Tensor, Tensor]:
+        """What an encoder has to read, and where the embeddings of ``bars`` come out."""
+        if not len(self.market):
+            raise RuntimeError("attach() the market's features before the network is asked about bars")
+        window = self.encoder.window
+        rows, place = strip or strip_rows(bars, window)
+        return self.market.index_select(0, rows + (window - 1)), place
 
     def sums(self, bars: Tensor, strip: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Market shares [D, H] of the last hidden layers' sums of actor and critic for bars [D]; see ``embed``."""
         own, other = self.embed(bars, strip)
         return self.pi.trunk(own), self.vf.trunk(other)
+
+    def actor_sums(self, bars: Tensor) -> Tensor:
+        """The actor's part of ``sums`` alone, [D, H]."""
+        features, place = self._read(bars, None)
+        own = self.encoder(features)
+        return self.pi.trunk(own if self.encoder.window == 1 else own.index_select(0, place))
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         observation = batch[Columns.OBS]

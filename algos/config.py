@@ -11,6 +11,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.from_config import NotProvided
 
 from algos.bar_network import BarActorCritic
+from algos.direct import DirectLearner
 from algos.env_runner import BatchedEnvRunner
 from algos.evaluation import evaluate_on_validation
 from algos.learner import PairPPOLearner
@@ -82,7 +83,7 @@ class PairPPOConfig(PPOConfig):
         self.lr_schedule_kind: str = "constant"
         """``cosine`` or ``constant`` after warm-up."""
         self.total_updates: int = 1
-        """PPO updates over which the schedule runs."""
+        """Updates over which the schedule runs."""
         self.warmup_fraction: float = 0.0
         """Share of all gradient steps over which the learning rate rises."""
         self.floor_fraction: float = 1.0
@@ -109,7 +110,6 @@ class PairPPOConfig(PPOConfig):
         )
         self.learners(
             num_learners=0,
-            learner_class=PairPPOLearner,
             add_default_connectors_to_learner_pipeline=False,
         )
         self.evaluation(custom_evaluation_function=evaluate_on_validation)
@@ -134,8 +134,10 @@ class PairPPOConfig(PPOConfig):
     def use_run(self, run: RunConfig, pair: str, *, key: int | None = None) -> Self:
         """Set everything that a run decides, see ``from_run``."""
         ppo, optimizer = run.ppo, run.optimizer
-        batch = ppo.num_envs * ppo.rollout_steps
-        steps_per_update = ppo.epochs * -(-batch // ppo.minibatch_size)
+        batch, epochs, minibatch = run.env_steps_per_update, ppo.epochs, ppo.minibatch_size
+        if run.algo == "direct":  # every gradient step has windows of its own
+            epochs, minibatch = 1, run.direct.bars_per_step
+        steps_per_update = epochs * -(-batch // minibatch)
         self.env_config: dict[str, Any] = {"run": run.model_dump(mode="json"), "pair": pair}
         self.env_runners(num_envs_per_env_runner=ppo.num_envs)
         schedule = optimizer.schedule
@@ -149,8 +151,8 @@ class PairPPOConfig(PPOConfig):
             entropy_coeff=ppo.entropy_coeff,
             vf_loss_coeff=ppo.value_coeff,
             grad_clip=optimizer.max_grad_norm,
-            num_epochs=ppo.epochs,
-            minibatch_size=ppo.minibatch_size,
+            num_epochs=epochs,
+            minibatch_size=minibatch,
             train_batch_size_per_learner=batch,
             optimizer_kind=optimizer.kind,
             muon_ratio=optimizer.muon_ratio,
@@ -168,7 +170,8 @@ class PairPPOConfig(PPOConfig):
         )
         share = run.resources.gpus_per_member  # of this process's GPU, the one that Ray shows it
         self.runner_device = "cuda" if share else "cpu"
-        return self.learners(num_gpus_per_learner=share)
+        learner = DirectLearner if run.algo == "direct" else PairPPOLearner
+        return self.learners(num_gpus_per_learner=share, learner_class=learner)
 
     def training(
         self,
@@ -221,12 +224,12 @@ class PairPPOConfig(PPOConfig):
 
     @property
     def steps_per_update(self) -> int:
-        """Gradient steps of one PPO update."""
+        """Gradient steps of one update."""
         return self.num_epochs * -(-self.train_batch_size_per_learner // self.minibatch_size)
 
     @property
     def schedule_steps(self) -> int:
-        """Steps that the schedule counts per PPO update: the most gradient steps that one may have in this run.
+        """Steps that the schedule counts per update: the most gradient steps that one may have in this run.
 
         Where PBT moves epochs or minibatches, all members count alike, so that a state means the same share of
         progress to whoever goes on from it.
@@ -265,6 +268,8 @@ class PairPPOConfig(PPOConfig):
             raise UserError(f"optimizer_kind: {self.optimizer_kind!r} must be adamw or muon_mix")
         if self.lr_schedule_kind not in ("cosine", "constant"):
             raise UserError(f"lr_schedule_kind: {self.lr_schedule_kind!r} must be cosine or constant")
+        if self.env_config["run"]["algo"] == "direct" and self.num_learners > 1:
+            raise UserError(f"num_learners: {self.num_learners} learners cannot share algo direct; use 0 or 1")
         if self.runner_device != "cpu" and self.num_env_runners > 0 and self.num_gpus_per_env_runner == 0:
             raise UserError(
                 f"runner_device: {self.runner_device!r} for remote runners needs num_gpus_per_env_runner; or use 'cpu'"

@@ -17,14 +17,25 @@ class KeyedDropout:
     Args:
         rate: Share of units that are left out, below 1.
         generator: Source of the masks, on the network's device.
+        held: Keep a mask from call to call until ``renew``: where a network is run through time, units that come and
+            go between two bars would be trades (Gal and Ghahramani 2016).
     """
 
-    def __init__(self, rate: float, generator: torch.Generator) -> None:
-        self._kept, self._generator = 1 - rate, generator
+    def __init__(self, rate: float, generator: torch.Generator, *, held: bool = False) -> None:
+        self._kept, self._generator, self._held = 1 - rate, generator, held
+        self._mask: Tensor | None = None
+
+    def renew(self) -> None:
+        """Draw a held mask anew at the next call."""
+        self._mask = None
 
     def __call__(self, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
         """The output [.., H] with units left out; None leaves it as it is."""
         if not layer.training:
             return None
-        mask = torch.empty_like(output).bernoulli_(self._kept, generator=self._generator)
-        return output * mask.div_(self._kept)
+        mask = self._mask
+        if mask is None:
+            mask = torch.empty_like(output).bernoulli_(self._kept, generator=self._generator).div_(self._kept)
+        if self._held:
+            self._mask = mask
+        return output * mask

@@ -56,6 +56,8 @@ class PairPPOLearner(PPOTorchLearner):
     """
 
     metrics: Any
+    holds_masks = False
+    """Whether dropout keeps its masks within a gradient step."""
 
     def build(self) -> None:
         """Build module and optimizers, then what hangs on them."""
@@ -73,9 +75,11 @@ class PairPPOLearner(PPOTorchLearner):
         self._schedule_steps = self.config.schedule_steps
         self._begun = self._step = 0  # the schedule's steps before this update, gradient steps in it
         self._order, self._masks = torch.Generator(), torch.Generator(self._device)
+        self._hooks: list[KeyedDropout] = []
         if self.config.dropout:
             for layer in self._net.hidden_layers():
-                layer.register_forward_hook(KeyedDropout(self.config.dropout, self._masks))
+                self._hooks.append(KeyedDropout(self.config.dropout, self._masks, held=self.holds_masks))
+                layer.register_forward_hook(self._hooks[-1])
         self._losses = _Losses()
         self._start_report()
         self.reseed(self.config.stream_key)
@@ -281,9 +285,7 @@ class PairPPOLearner(PPOTorchLearner):
         super().after_gradient_based_update(timesteps=timesteps)
         applied = self._count_steps()
         self._begun, self._step = round(self._position), 0
-        report: dict[str, Any] = self._losses.means()
-        report[KL] = torch.stack(self._kl).mean()
-        report[CLIP_FRACTION] = torch.stack(self._clipped).mean()
+        report = self._loss_report()
         report[GRAD_NORM] = sum(applied) / len(applied) if applied else 0.0
         report[LR_FIRST_STEP] = self._lr_first_step
         report[SKIPPED_STEPS] = self._skipped
@@ -293,6 +295,11 @@ class PairPPOLearner(PPOTorchLearner):
             self.metrics.log_value((ALL_MODULES, name), self._trained, reduce="sum")
         for name in (NUM_MODULE_STEPS_TRAINED_LIFETIME, NUM_ENV_STEPS_TRAINED_LIFETIME):
             self.metrics.log_value((ALL_MODULES, name), self._trained, reduce="lifetime_sum")
+
+    def _loss_report(self) -> dict[str, Any]:
+        """Losses and what else only this way of training knows."""
+        change = {KL: torch.stack(self._kl).mean(), CLIP_FRACTION: torch.stack(self._clipped).mean()}
+        return {**self._losses.means(), **change}
 
     def _log_metrics(self, batch: MultiAgentBatch) -> None:
         return  # once per update is enough, see after_gradient_based_update

@@ -20,7 +20,10 @@ _MARKETS: dict[tuple[str, str], PairMarket] = {}
 def market_key(run: RunConfig) -> str:
     """Digest of everything in the run that its markets depend on."""
     parts: dict[str, Any] = {name: getattr(run, name).model_dump(mode="json") for name in _SECTIONS}
-    parts |= {"seed": run.seed, "encoder": [run.network.encoder, run.network.encoder_window]}  # of what is trained on
+    if run.universe.given or run.augment.histories:
+        parts |= {"encoder": [run.network.encoder, run.network.encoder_window]}
+    if run.augment.histories:
+        parts |= {"seed": run.seed}
     parts |= {"lag": run.env.lag, "base": run.stages.base_digest}  # a base checkpoint brings the scale of features
     parts["forecasts"] = run.forecasts.content
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from algos.bar_policy import build_policy
 from algos.config import PairPPOConfig
-from algos.env_runner import ENV_SECONDS, REWARD_MEAN, TAIL_QUANTILE
+from algos.env_runner import ENV_SECONDS, POLICY_SECONDS, REWARD_MEAN, TAIL_QUANTILE
 from algos.learner import CLIP_FRACTION, GRAD_NORM, KL, LR_FIRST_STEP, SKIPPED_STEPS
 from algos.markets import market_for
 from algos.policy import Policy
@@ -43,10 +43,15 @@ _FROM_LEARNER = {
     "explained_variance": "vf_explained_var",
     **{name: name for name in (KL, CLIP_FRACTION, GRAD_NORM, LR_FIRST_STEP, SKIPPED_STEPS)},
 }
+_OF_PPO = ("value_loss", "entropy", "explained_variance", KL, CLIP_FRACTION)
+"""Figures that ``algo: direct`` does not have."""
 
 
 class PairPPO(PPO):
     """PPO (Schulman et al. 2017) for one pair, a genuine RLlib Algorithm.
+
+    Where the run says ``algo: direct``, an update ascends the exact gradient instead, see ``algos.direct``; network,
+    optimizers and states are the same.
 
     Beside RLlib's own interface it offers what population-based training needs: a *boundary state*, one flat
     dict of tensors that holds everything training goes on from, and ``reseed``. Training from a boundary state
@@ -67,12 +72,44 @@ class PairPPO(PPO):
     def setup(self, config: PairPPOConfig) -> None:
         """Build runners and learner."""
         torch.set_num_threads(self.config.torch_threads)
-        self._last: dict[str, float] = {}
+        self._last: dict[str, float | None] = {}
+        self._direct = self.config.run.algo == "direct"
         self._shuffle = torch.Generator().manual_seed(torch_seed(self.config.stream_key, "shards"))
         super().setup(config)
 
     def training_step(self) -> None:
-        """Sample one batch, update on it, send the weights to the runners."""
+        """One update of the learner; send the weights to the runners."""
+        if self._direct:
+            self._ascend()
+        else:
+            self._sample_and_improve()
+
+    def _ascend(self) -> None:
+        """Update the learner on windows that it draws itself."""
+        began = time.perf_counter()
+        steps, key = self.config.total_train_batch_size, (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
+        self.metrics.log_value(key, steps, reduce="lifetime_sum")
+        timesteps, tail = {NUM_ENV_STEPS_SAMPLED_LIFETIME: self.metrics.peek(key)}, self._tail()
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+            results, figures = self._each_learner(lambda learner: learner.ascend(timesteps, tail))[0]
+            self.metrics.aggregate([results], key=LEARNER_RESULTS)
+        with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
+            self._sync_weights()
+            self._set_tail(figures.pop(TAIL_QUANTILE))
+        self._last = {"env_steps": float(steps), **figures, **self._learner_figures()}
+        rest = time.perf_counter() - began
+        self._last["learner_seconds"] = rest - figures[ENV_SECONDS] - figures[POLICY_SECONDS]
+
+    def _learner_figures(self) -> dict[str, float | None]:
+        """The learner's figures of the newest update; None for those that only PPO has."""
+        found = {}
+        for name, key in _FROM_LEARNER.items():
+            own = not self._direct or name not in _OF_PPO
+            found[name] = float(self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID, key))) if own else None
+        return found
+
+    def _sample_and_improve(self) -> None:
+        """Sample one batch, update on it."""
         began = time.perf_counter()
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             batches, runner_results = synchronous_parallel_sample(
@@ -103,9 +140,8 @@ class PairPPO(PPO):
         self._last = {"env_steps": float(batch.env_steps())}
         for name in _FROM_RUNNERS:
             self._last[name] = float(self.metrics.peek((ENV_RUNNER_RESULTS, name)))
-        for name, key in _FROM_LEARNER.items():
-            self._last[name] = float(self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID, key)))
-        self._last["policy_seconds"] = sampled - began - self._last[ENV_SECONDS]
+        self._last |= self._learner_figures()
+        self._last["policy_seconds"] = sampled - began - float(self.metrics.peek((ENV_RUNNER_RESULTS, ENV_SECONDS)))
         self._last["learner_seconds"] = time.perf_counter() - sampled
 
     def _join(self, batches: list[MultiAgentBatch]) -> MultiAgentBatch:
@@ -210,8 +246,10 @@ class PairPPO(PPO):
         weights = self._each_learner(lambda learner: learner.evaluation_weights())[0]
         return build_policy(weights, run, market_for(self.config.env_config).scaler.names)
 
-    def last_iteration(self) -> dict[str, float]:
+    def last_iteration(self) -> dict[str, float | None]:
         """Figures of the last ``train()``: environment steps, losses, seconds; empty before the first.
+
+        With ``algo: direct`` the policy loss is the negative of the objective, and what only PPO has is None.
 
         ``env_seconds``, ``policy_seconds`` and ``learner_seconds`` are the whole of ``training_step``: the environment,
         the rest of sampling, and the rest.

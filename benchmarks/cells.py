@@ -35,6 +35,7 @@ from pbt.terms import BASE, Scenario, base_scenario
 from rayconf.run_config import RunConfig
 
 SNAPSHOTS = ("best", "last")
+FIGURES = ["fitness", "fitness_se", "val_sharpe", "train_sharpe"]
 COSTS = (0.0, 5.0, 10.0)
 """Trading costs of the scenarios in bps a side, beside the run's own."""
 
@@ -95,6 +96,11 @@ def learn(run: RunConfig) -> Learned:
         algorithm = PairPPO(config=PairPPOConfig.from_run(run, host, key=initial_key(run, host, name)))
         seconds["construct_seconds"] += time.perf_counter() - began
         try:
+            if run.pbt.fitness_over == "prior":  # which the untrained policy is, and may remain
+                policies.append(algorithm.evaluation_policy())
+                found = [evaluate(run, market, policies[-1], 0).figures for market in markets.values()]
+                figures = pd.DataFrame(found)[FIGURES].astype(float).mean()
+                rows.append({"member": name, "generation": 0, "smoothed": float(figures.fitness), **figures})
             for generation in range(1, run.pbt.generations + 1):
                 began = time.perf_counter()
                 trained = train_generation(
@@ -106,7 +112,7 @@ def learn(run: RunConfig) -> Learned:
                 updating = sum(iteration.seconds for iteration in trained.iterations)
                 seconds["train_seconds"] += updating
                 seconds["validate_seconds"] += time.perf_counter() - began - updating
-                figures = pd.DataFrame(found)[["fitness", "fitness_se", "val_sharpe", "train_sharpe"]].mean()
+                figures = pd.DataFrame(found)[FIGURES].astype(float).mean()
                 history.append(float(figures.fitness))
                 smooth = fitness.smoothed(history, run.pbt.fitness_smoothing)
                 rows.append({"member": name, "generation": generation, "smoothed": smooth, **figures})
@@ -120,7 +126,7 @@ def learn(run: RunConfig) -> Learned:
     chosen = {"best": int(table.smoothed.argmax()), "last": int(ends.index.to_numpy()[ends.smoothed.argmax()])}
     for snapshot, at in chosen.items():
         table[snapshot] = table.index == at
-    steps = run.pbt.population * run.pbt.iterations * run.ppo.num_envs * run.ppo.rollout_steps
+    steps = run.pbt.population * run.pbt.iterations * run.env_steps_per_update
     return Learned({name: policies[at] for name, at in chosen.items()}, table, seconds, steps)
 
 

@@ -5,6 +5,7 @@ A row is a name, how its policies come to be (``kind``), and assignments over ``
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -61,13 +62,16 @@ class Row:
     name: str
     kind: Kind
     """``baseline``: no learning, a policy of ``pbt.baselines`` by the name ``of``; ``pair``: a learner per pair, fold
-    and seed; ``universe``: a learner per fold and seed whose run has all pairs, selected on their mean fitness and
-    evaluated on each; ``ensemble``: the mean of target weights over the seeds of the row ``of``."""
+    and seed; ``universe``: a learner per fold and seed that trains on all ordered pairs of all tickers, selected on the
+    mean fitness of the run's pairs and evaluated on each; ``ensemble``: the mean of target weights over the seeds of
+    the row ``of``."""
     assignments: tuple[str, ...] = ()
     """Over ``BASE``; ``path=value``."""
     snapshot: Literal["best", "last"] = "best"
     """Which snapshot of a learner is the row's policy: that of the best smoothed validation fitness, or the last."""
     of: str = ""
+    budget: int = 1
+    """Steps as a multiple of the ladder's budget; one learner of a universe serves all pairs."""
 
     @property
     def policy(self) -> str:
@@ -94,6 +98,8 @@ ROWS = (
     Row("ppo_neutral", "pair", ("env.mapping=neutral",)),
     Row("residual", "pair", RESIDUAL),
     Row("residual_ensemble", "ensemble", of="residual"),
+    Row("universe", "universe", RESIDUAL, budget=6),
+    Row("universe_ensemble", "ensemble", of="universe"),
 )
 
 
@@ -121,7 +127,10 @@ class Ladder:
 
     def run(self, row: Row, fold: Fold, pairs: Sequence[str], seed: int) -> RunConfig:
         """The run of a cell."""
-        return self._config(row, *fold.assignments(), f"data.pairs=[{', '.join(pairs)}]", f"seed={seed}")
+        where = [*fold.assignments(), f"data.pairs=[{', '.join(pairs)}]", f"seed={seed}"]
+        if row.kind == "universe":  # whatever has prices in the fold
+            where.append(f"universe.tickers=[{', '.join(sorted(fold.digests))}]")
+        return self._config(row, *where)
 
     @cache  # noqa: B019  asked for every cell, and there are few ladders
     def digest(self, row: Row) -> str:
@@ -129,7 +138,9 @@ class Ladder:
         run = self._config(self.trained(row)).model_copy(
             update={"data": DataConfig(), "split": SplitConfig(), "seed": 0}
         )
-        parts = [row.kind, run.identity]
+        # what is at its default does not count, so that a field that comes to be leaves the cells as they are
+        settings = run.model_dump(mode="json", exclude_defaults=True, exclude={"name", "resources", "tracking"})
+        parts = [row.kind, json.dumps(settings, sort_keys=True)]
         if row.kind == "baseline":
             parts.append(row.of)
         if row.kind == "ensemble":
@@ -140,7 +151,8 @@ class Ladder:
         run = load_config(assignments=[*self.base, *row.assignments, *where])
         if not self.trained(row).learns:
             return run
-        batch = run.ppo.num_envs * run.ppo.rollout_steps
-        generations = max(1, round(self.budget / (batch * UPDATES)))
-        size = {"interval": UPDATES, "iterations": UPDATES * generations, "population": self.population}
+        batch = run.env_steps_per_update
+        updates = UPDATES * max(1, self.trained(row).budget // 3)
+        generations = max(1, round(self.trained(row).budget * self.budget / (batch * updates)))
+        size = {"interval": updates, "iterations": updates * generations, "population": self.population}
         return run.model_copy(update={"pbt": run.pbt.model_copy(update=size)})

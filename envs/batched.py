@@ -8,7 +8,7 @@ from torch import Tensor
 
 from envs import ledger
 from envs.account_view import AccountView, account_size
-from envs.ledger import Account, Terms
+from envs.ledger import Account, Fill, Terms
 from envs.mapping import ActionMap
 from envs.market import PairMarket
 from envs.training_bars import TrainingBars
@@ -153,16 +153,43 @@ class BatchedPairTrading:
             self._noise[source.prior_columns] = 0
         self._cost_factor = run.augment.cost_factor
         self._variation = torch.Generator(self._device)
+        self.unit = torch.ones(num_envs, dtype=dtype, device=device)
+        """[N] of the newest bar, 1 / training standard deviation of equal weight's log return in its market."""
 
     def reset(self) -> Tensor:
         """Fresh accounts at random bars, their episode clocks staggered; observations [N, D]."""
         self._bar = self._starts(self._generator)
         self._age = self._draw(self._episode_bars, self._generator).to(self._device)
+        self._vary()
+        if self.branchless:
+            self._ahead = _DrawsAhead(lambda: self._starts_drawn(self._generator), self._device)
+        return self._open()
+
+    def open_windows(self, length: int) -> Tensor:
+        """Fresh accounts for ``length`` calls of ``advance``, each at a random bar; observations [N, D].
+
+        Every start is as likely whose window lies in one training span, so the first and last bars of a span are in
+        fewer windows.
+
+        Raises:
+            ValueError: If all training spans are shorter.
+        """
+        ends = self._beginnings + (length - 1)
+        whole = self._beginnings[ends <= self._last.cpu()[self._beginnings]]
+        if not len(whole):
+            raise ValueError(f"windows of {length} bars are longer than any training span")
+        self._bar = whole[torch.randint(len(whole), (self.num_envs,), generator=self._generator)].to(self._device)
+        self._age = torch.zeros_like(self._bar)
+        self._vary()
+        return self._open()
+
+    def _vary(self) -> None:
+        """Begin the noise of features and draw the costs of fresh accounts."""
         if self._noise is not None or self._cost_factor > 1:
             self._variation.manual_seed(int(torch.randint(1 << 62, (), generator=self._generator)))
         self._terms = self._dearer(torch.ones(self.num_envs, dtype=torch.bool, device=self._device))
-        if self.branchless:
-            self._ahead = _DrawsAhead(lambda: self._starts_drawn(self._generator), self._device)
+
+    def _open(self) -> Tensor:
         self._account = ledger.open_accounts(self.num_envs, self._dtype, self._device)
         self._fresh = self._account
         self._equity = self._account.equity
@@ -178,22 +205,11 @@ class BatchedPairTrading:
 
     def step(self, action: Tensor) -> Step:
         """Trade on actions [N, 2] in [-1, 1] and earn one bar."""
-        k = self._bar + self._lag
-        target = self._target(action)
-        returns, moves, years, unit = self._bars.index_select(0, k).split_with_sizes((2, 2, 1, 1), dim=1)
-        after, fill = ledger.step(self._account, target, returns, years.squeeze(1), self._terms)
+        observation, fill = self.advance(action)
         log_growth = fill.log_growth
-        reward = self._reward(log_growth, fill.turnover, self._deepen(log_growth), self.tail_quantile)
-        reward = reward * unit.squeeze(1)
-
-        self._bar, self._age = self._bar + 1, self._age + 1
-        self._seen = view = self._view.after(fill, moves, self._equity)
-        self._account = ledger.rebased(after)
-        if self._drawdown:
-            self._equity = self._equity * after.equity
-        terminated = after.ruined
+        reward = self.shaped(fill)
+        terminated = self._account.ruined
         truncated = ((self._age >= self._episode_bars) | (self._bar > self._last[self._bar])) & ~terminated
-        observation = self._observe(view)
         done = terminated | truncated
         final = None
         if self._ahead is not None:
@@ -203,6 +219,28 @@ class BatchedPairTrading:
             final = observation
             observation = self._restart(done, self._starts(self._generator))
         return Step(observation, reward, terminated, truncated, final, log_growth)
+
+    def advance(self, action: Tensor) -> tuple[Tensor, Fill]:
+        """As ``step``, without reward and resets: the next observations [N, D], and what the accounts did.
+
+        Differentiable in the action and, through the accounts, in those before.
+        """
+        k = self._bar + self._lag
+        target = self._target(action)
+        returns, moves, years, unit = self._bars.index_select(0, k).split_with_sizes((2, 2, 1, 1), dim=1)
+        after, fill = ledger.step(self._account, target, returns, years.squeeze(1), self._terms)
+        self.unit = unit.squeeze(1)
+        self._bar, self._age = self._bar + 1, self._age + 1
+        self._seen = self._view.after(fill, moves, self._equity)
+        self._account = ledger.rebased(after)
+        if self._drawdown:
+            self._equity = self._equity * after.equity
+        return self._observe(self._seen), fill
+
+    def shaped(self, fill: Fill) -> Tensor:
+        """[N] training reward of the newest bar; to be asked once per bar, for it keeps the episodes' drawdowns."""
+        growth = fill.log_growth
+        return self._reward(growth, fill.turnover, self._deepen(growth), self.tail_quantile) * self.unit
 
     def observe_tail(self, log_growth: Tensor) -> None:
         """Move the tail quantile towards that of a rollout's raw losses [T, N]."""

@@ -72,10 +72,21 @@ class Resampler:
         return block_sums(values, self._starts, self._block) / self._sessions
 
 
+def pooled_scores(returns: np.ndarray, per_year: float, pbt: PBTConfig) -> np.ndarray:
+    """The fitness statistic over all sessions [S], [1]."""
+    values = _values(returns, pbt)
+    return np.atleast_1d(_score(values.mean(), values.var(), per_year, pbt))
+
+
+def windowed_scores(returns: np.ndarray, per_year: float, pbt: PBTConfig) -> np.ndarray:
+    """The fitness statistic in every rolling window of sessions [S]; of Sharpe ratios, as windows are for no other."""
+    windows = sliding_window_view(returns, pbt.window)[:: pbt.window_step]
+    return _score(windows.mean(axis=1), windows.var(axis=1), per_year, pbt)
+
+
 def pooled_score(returns: np.ndarray, per_year: float, pbt: PBTConfig) -> float:
     """The fitness statistic over all sessions [S], without windows or standard error."""
-    values = _values(returns, pbt)
-    return float(_score(values.mean(), values.var(), per_year, pbt))
+    return float(pooled_scores(returns, per_year, pbt)[0])
 
 
 def smoothed(history: Sequence[float], past: float) -> float:
@@ -99,8 +110,13 @@ def evaluate(
     ruined: bool,
     pbt: PBTConfig,
     *key: object,
+    over: np.ndarray | None = None,
 ) -> Fitness:
     """Fitness of one continuous validation account.
+
+    Over another account, e.g. that of the prior, it is what the statistic gains: in every window the difference of
+    both, less the standard error of the paired difference, in which what they share cancels. An account equal to the
+    other has exactly 0.
 
     Args:
         net_return: [K] simple net returns per bar.
@@ -110,18 +126,21 @@ def evaluate(
         ruined: Whether the account was ruined.
         pbt: Metric, windows and bootstrap.
         key: What seeds the bootstrap: (seed, pair, generation).
+        over: [K] net returns of that other account on the same bars; None: cash, whose statistic is 0.
     """
     idle = bool(np.mean(gross) < IDLE_GROSS)
     if ruined or not np.isfinite(net_return).all():
         return Fitness(BROKEN, 0.0, True, idle, 0)
     returns, _ = session_returns(net_return, dates)
-    se = float(Resampler(len(returns), pbt, *key).scores(returns, per_year).std(ddof=1))
+    sample = Resampler(len(returns), pbt, *key)
+    scores = sample.scores(returns, per_year)
     starts = window_starts(len(returns), pbt)
-    if len(starts) < FEW_WINDOWS or pbt.fitness == "growth":
-        value = pooled_score(returns, per_year, pbt)
-    else:
-        windows = sliding_window_view(returns, pbt.window)[:: pbt.window_step]
-        value = float(np.median(_score(windows.mean(axis=1), windows.var(axis=1), per_year, pbt)))
+    of = pooled_scores if len(starts) < FEW_WINDOWS or pbt.fitness == "growth" else windowed_scores
+    values = of(returns, per_year, pbt)
+    if over is not None:
+        other, _ = session_returns(over, dates)
+        scores, values = scores - sample.scores(other, per_year), values - of(other, per_year, pbt)
+    se, value = float(scores.std(ddof=1)), float(np.median(values))
     return Fitness(value - se, se, False, idle, len(starts))
 
 

@@ -127,8 +127,13 @@ class Gauges:
         for name, (text, tags) in METRICS.items():
             self._gauges[name] = Gauge(name, text, tag_keys=("run", *tags))
             self._gauges[name].set_default_tags({"run": self._directory.name})
-        lineage = keep_last(read_jsonl(self._directory.lineage_journal), KEYS["lineage"])
-        progress = keep_last(read_jsonl(self._directory.progress_journal), KEYS["progress"])
+        lineage, progress = (
+            [row for row in keep_last(read_jsonl(journal), KEYS[name]) if row["window"] == self._directory.window]
+            for journal, name in (
+                (self._directory.lineage_journal, "lineage"),
+                (self._directory.progress_journal, "progress"),
+            )
+        )
         for pair, population in populations.items():
             for row in lineage:
                 if row["pair"] == pair:
@@ -172,11 +177,11 @@ class Gauges:
 
     def _measure(self, population: PairPopulation, rows: Sequence[Row]) -> None:
         """Speed since the barrier before; in the first generation of this driver since the pair's first step."""
-        pair, ppo = population.pair, self._run.ppo
+        pair = population.pair
         ended = max(float(row["wall_time"]) for row in rows)
         seconds = ended - self._ended.get(pair, actor_times(rows)[0].began)
         self._ended[pair] = ended
-        speed = 0.0 if population.complete else len(rows) * ppo.num_envs * ppo.rollout_steps / max(seconds, 1e-9)
+        speed = 0.0 if population.complete else len(rows) * self._run.env_steps_per_update / max(seconds, 1e-9)
         self._set("pairpbt_steps_per_second", speed, pair=pair)
 
     def _count_alive(self, population: PairPopulation) -> None:

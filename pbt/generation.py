@@ -20,6 +20,7 @@ from algos.stack import decide_on
 from analysis.metrics import session_returns, sharpe
 from envs.batched import uses_drawdown
 from envs.ledger import Terms
+from envs.mapping import round_targets
 from envs.market import PairMarket, Span
 from envs.replay import replay
 from pbt import fitness
@@ -40,9 +41,9 @@ def initial_key(run: RunConfig, pair: str, member: str) -> int:
 
 @dataclass(frozen=True)
 class Iteration:
-    """One PPO update."""
+    """One update."""
 
-    figures: dict[str, float]
+    figures: dict[str, float | None]
     """As ``PairPPO.last_iteration``."""
     seconds: float
     wall_time: float
@@ -165,6 +166,10 @@ def evaluate(run: RunConfig, market: PairMarket, policy: Policy, generation: int
     train = market.splits["train"]
     if train.rows >= span.rows:
         spans.append(Span(train.stop - 1 - span.rows, train.stop))
+    recorded = []
+    if run.pbt.fitness_over == "prior":  # one more account, on validation
+        recorded = [prior_targets(market)]
+        spans.append(span)
     result = replay(
         market,
         spans,
@@ -172,6 +177,7 @@ def evaluate(run: RunConfig, market: PairMarket, policy: Policy, generation: int
         Terms.from_costs(run.costs),
         run.env.lag,
         batch=len(spans),
+        recorded=recorded,
         leverage=run.costs.leverage,
         drawdown=uses_drawdown(run),
     )
@@ -187,10 +193,10 @@ def evaluate(run: RunConfig, market: PairMarket, policy: Policy, generation: int
         run.seed,
         market.pair,
         generation,
+        over=result.net_return[:, -1] if recorded else None,
     )
-    sharpes = [
-        sharpe(session_returns(result.net_return[:, row], dates[:, row])[0], per_year) for row in range(len(spans))
-    ]
+    own = len(spans) - len(recorded)
+    sharpes = [sharpe(session_returns(result.net_return[:, row], dates[:, row])[0], per_year) for row in range(own)]
     figures = {
         "fitness": measured.value,
         "fitness_se": measured.se,
@@ -199,3 +205,10 @@ def evaluate(run: RunConfig, market: PairMarket, policy: Policy, generation: int
         "train_sharpe": sharpes[1] if len(sharpes) > 1 else None,
     }
     return Evaluation(figures, result.net_return[:, 0])
+
+
+def prior_targets(market: PairMarket) -> torch.Tensor:
+    """Target weights [T, 2] of the account that follows the features' prior, as policies round them; cash if flat."""
+    if market.prior is None:
+        return torch.zeros(len(market.dates), 2, dtype=torch.float64)
+    return round_targets(torch.tensor(market.prior, dtype=torch.float64))

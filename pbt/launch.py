@@ -19,10 +19,10 @@ from rayconf.run_config import RunConfig
 from rayconf.storage import place
 
 if TYPE_CHECKING:
-    from envs.market import PairMarket
     from pbt.base import Base
     from pbt.forecasts import Found
     from pbt.run_dir import RunDir
+    from pbt.windows import Window
     from rayconf.session import Machine
 
 OK, FAILED, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -39,6 +39,7 @@ ALIASES = {
     "wandb_group": "tracking.wandb_group",
     "wandb_tags": "tracking.wandb_tags",
     "base_checkpoint": "stages.base",
+    "walk_forward": "split.walk_forward",
 }
 MAY_DIFFER = (
     "resources.cpus",
@@ -64,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     field.add_argument("--data-dir", metavar="DIR", help="data.dir: one CSV or Parquet file per ticker")
     field.add_argument("--pairs", metavar="A/B,C/D", help="data.pairs")
     field.add_argument("--population", type=int, metavar="N", help="pbt.population: members per pair")
-    field.add_argument("--iterations", type=int, metavar="N", help="pbt.iterations: PPO updates per member")
+    field.add_argument("--iterations", type=int, metavar="N", help="pbt.iterations: updates per member")
     field.add_argument("--seed", type=int, metavar="S", help="seed")
     field.add_argument("--dashboard", action="store_const", const=True, help="resources.dashboard: Ray's web page")
     field.add_argument("--wandb", choices=("off", "offline", "online"), help="tracking.wandb (WANDB_MODE)")
@@ -73,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     field.add_argument("--wandb-group", metavar="NAME", help="tracking.wandb_group (WANDB_RUN_GROUP; the run's name)")
     field.add_argument("--wandb-tags", metavar="A,B", help="tracking.wandb_tags (WANDB_TAGS)")
     field.add_argument("--base-checkpoint", metavar="RUN", help="stages.base: survivors to start from, or s3://, hf://")
+    field.add_argument("--walk-forward", metavar="DATES", help="split.walk_forward: first dates of the tests, or N")
     parser.add_argument("--preset", metavar="NAME", help="default, smoke, log-pairs or study (default: default)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML over the preset, e.g. another run's config")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", dest="assignments", help="any field")
@@ -133,11 +135,11 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
     # A cluster is asked what it has when it is joined; a plan without it is this machine's.
     machine = machine_resources(config.resources) if args.address is None else None
 
-    from envs.market import load_markets
-    from envs.universe import with_universe
+    from envs.walk_forward import dated
     from pbt.base import find_base, kept_base
     from pbt.forecasts import Found, find_forecasts, kept_forecasts
     from pbt.run_dir import RunDir
+    from pbt.windows import windows_of
 
     fresh = not args.resume and not args.extend
     directory = RunDir(folder / (config.name or ""), mirror=runs.mirror(config.name or "") if runs else None)
@@ -146,23 +148,22 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
     forecasts = find_forecasts(config) if fresh else Found(kept_forecasts(config, directory))
     config = forecasts.recorded(config) if fresh else config
     base = find_base(config) if fresh else kept_base(config, directory)
-    config = base.recorded(config)
+    config = dated(base.recorded(config))
     directory.identity = config.identity
-    known = forecasts.forecasts
-    markets = with_universe(load_markets(config, base.scalers, known), config, known)
+    windows = windows_of(config, directory, base.scalers, forecasts.forecasts)
     working = _training(config, directory, args)
     if machine is not None:
         plan(working, machine)  # raises: no member fits
     if args.extend:
         from pbt.extension import check_features
 
-        check_features(markets, working.data.pairs)
+        check_features(windows[0].markets, working.data.pairs)
     if args.dry_run:
         from pbt.preflight import describe
 
         for line in forecasts.warnings():
             print(f"warning    {line}")
-        describe(config, working, markets, machine, args.address, measured=args.measure)
+        describe(config, working, windows, machine, args.address, measured=args.measure)
         return OK
     if args.resume and _complete(directory):
         print(f"complete; report {directory.shown(directory.report)}")
@@ -174,12 +175,12 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
 
     try:
         if machine is not None:
-            _open(args, config, working, directory, markets, base, forecasts, machine)
+            _open(args, config, working, directory, windows, base, forecasts, machine)
         with start_ray(config.resources, args.address) as found:
             if machine is None:  # a cluster that does not answer, or is not fit, leaves no run behind
                 found = fit_cluster(config, args.run_dir if runs else folder, found)
-                _open(args, config, working, directory, markets, base, forecasts, found)
-            execute(config, directory, markets, found, Console())
+                _open(args, config, working, directory, windows, base, forecasts, found)
+            execute(config, directory, windows, found, Console())
     except SystemExit:  # SIGTERM
         print(f"pairpbt: terminated; go on with --resume --name {directory.name}", file=sys.stderr)
         return TERMINATED
@@ -207,7 +208,7 @@ def _open(
     config: RunConfig,
     working: RunConfig,
     directory: "RunDir",
-    markets: "dict[str, PairMarket]",
+    windows: "Sequence[Window]",
     base: "Base",
     forecasts: "Found",
     machine: "Machine",
@@ -216,6 +217,7 @@ def _open(
     from pbt.disk import keep_reserve
     from pbt.pipeline import begin, begin_extension
     from pbt.recovery import recover
+    from pbt.windows import plan_lines
     from rayconf.session import plan
 
     if not args.resume and not args.extend:
@@ -231,16 +233,15 @@ def _open(
     if args.resume:
         recover(directory, config)
     elif args.extend:
-        begin_extension(config, directory, markets, working.data.pairs)
+        begin_extension(config, directory, windows[0].markets, working.data.pairs)
     else:
-        begin(config, directory, markets)
+        begin(config, directory, windows)
         for line in (*forecasts.warnings(), *base.warnings(config)):
             directory.event("plan", line)
             print(f"warning    {line}")
     directory.push()
     keep_reserve(directory)
-    notes = (note for pair in working.data.pairs for note in markets[pair].notes)
-    for line in (*plan(working, machine).lines(), *notes):
+    for line in (*plan(working, machine).lines(), *plan_lines(working, windows)):
         print(line, flush=True)
 
 
@@ -288,6 +289,8 @@ def _extended(args: argparse.Namespace, path: Path) -> RunConfig:
     directory.require()
     if directory.extension.is_file():
         raise UserError(f"--extend: {path} is being extended already; go on with --resume --name {directory.name}")
+    if build_config(load_file(directory.config)).split.walk_forward:
+        raise UserError(f"--extend: {path} is a walk-forward, which takes no more pairs; launch them in another run")
     if not _complete(directory):
         raise UserError(f"--extend: {path} is not finished; finish it with --resume --name {directory.name}")
     return extended_config(directory, args.pairs)
@@ -307,6 +310,7 @@ def _training(config: RunConfig, directory: "RunDir", args: argparse.Namespace) 
 
 def _resumed(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None) -> RunConfig:
     """The stored config, with what may change changed. Raises ``UserError`` naming any other difference."""
+    from envs.walk_forward import dated
     from pbt.run_dir import RunDir
 
     if args.name is None:
@@ -324,6 +328,7 @@ def _resumed(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None) ->
             assign(part, path, value)
             settings = merge(settings, part)
         wanted = build_config(settings)
+    wanted = dated(wanted)
     different = _difference(stored.model_dump(), wanted.model_dump())
     if different is not None:
         path, old, new = different

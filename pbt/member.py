@@ -178,7 +178,7 @@ class PairMember(PairPPO):
         return PairPPOConfig.from_run(self._run, self._pair, key=initial_key(run, self._pair, self._member))
 
     def _row(self, generation: int, index: int, done: Iteration) -> dict[str, Any]:
-        metrics = dict(done.figures)
+        metrics: dict[str, Any] = dict(done.figures)
         iteration = (generation - 1) * self._run.pbt.interval + index + 1
         steps = metrics.pop("env_steps")
         # RLlib's own bookkeeping around a training step belongs to no other part.

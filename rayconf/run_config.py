@@ -3,18 +3,21 @@
 import hashlib
 import json
 import re
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from rayconf.search import MUTABLE, Range
+from rayconf.keys import derive_key
+from rayconf.search import MUTABLE, Range, idle_fields
 from rayconf.sections import (
     DEFAULT_FRACTIONS,
     AugmentConfig,
     BacktestConfig,
     CostsConfig,
     DataConfig,
+    DirectConfig,
     EnvConfig,
     FeaturesConfig,
     ForecastConfig,
@@ -39,8 +42,11 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 RISK_RANGES = {"variance": (0.3, 30.0), "downside": (0.6, 60.0), "drawdown": (0.01, 0.5)}
 
 
-def default_search(env: EnvConfig, costs: CostsConfig) -> dict[str, Range]:
-    """The numbers PBT mutates unless told otherwise; training costs are omitted where the real cost is zero."""
+def default_search(env: EnvConfig, costs: CostsConfig, idle: Collection[str] = ()) -> dict[str, Range]:
+    """The numbers PBT mutates unless told otherwise.
+
+    Training costs are omitted where the real cost is zero, and so is whatever stands on a field of ``idle``.
+    """
     low, high = RISK_RANGES[env.risk_measure]
     search = {
         "learning_rate": Range(path="optimizer.learning_rate", low=3e-5, high=3e-3),
@@ -50,7 +56,7 @@ def default_search(env: EnvConfig, costs: CostsConfig) -> dict[str, Range]:
     }
     if costs.real_bps > 0:
         search["train_cost_bps"] = Range(path="env.train_cost_bps", low=costs.real_bps, high=10 * costs.real_bps)
-    return search
+    return {name: space for name, space in search.items() if space.path not in idle}
 
 
 class RunConfig(Section):
@@ -70,12 +76,16 @@ class RunConfig(Section):
     costs: CostsConfig = CostsConfig()
     env: EnvConfig = EnvConfig()
     network: NetworkConfig = NetworkConfig()
+    algo: Literal["ppo", "direct"] = "ppo"
+    """What trains the policy: ``ppo``, from sampled actions and a critic; ``direct``: the exact gradient of what the
+    accounts earn, see the section ``direct``. States of one start the other."""
     ppo: PPOConfig = PPOConfig()
+    direct: DirectConfig = DirectConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     pbt: PBTConfig = PBTConfig()
     search: dict[str, Range] = Field(default_factory=dict)
-    """What PBT mutates, by hyperparameter name; empty: learning rate and the four penalties. Fields that it can mutate
-    are listed in ``rayconf.search``."""
+    """What PBT mutates, by hyperparameter name; empty: learning rate and those of the four penalties that act. Fields
+    that it can mutate are listed in ``rayconf.search``."""
     backtest: BacktestConfig = BacktestConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -97,6 +107,8 @@ class RunConfig(Section):
             synthetic = SyntheticConfig.model_validate(data.get("synthetic", {}))
             features = FeaturesConfig.model_validate(data.get("features", {}))
             backtest = BacktestConfig.model_validate(data.get("backtest", {}))
+            pbt = PBTConfig.model_validate(data.get("pbt", {}))
+            direct = DirectConfig.model_validate(data.get("direct", {}))
         except ValidationError:
             return data  # reported by the ordinary validation, with the full path
         update: dict[str, Any] = {}
@@ -106,11 +118,14 @@ class RunConfig(Section):
             update["train_cost_bps"] = costs.real_bps
         resolved = {**data, "env": env.model_copy(update=update), "costs": costs}
         resolved["features"] = features.with_prior(env, backtest)
+        if pbt.fitness_over is None:
+            over = "prior" if env.mapping == "residual" else "cash"
+            resolved["pbt"] = pbt.model_copy(update={"fitness_over": over})
         if split.fractions is None:
             fractions = DEFAULT_FRACTIONS if where.dir else synthetic.fractions
             resolved["split"] = split.model_copy(update={"fractions": fractions})
         if not data.get("search"):
-            resolved["search"] = default_search(env, costs)
+            resolved["search"] = default_search(env, costs, idle_fields(data.get("algo", "ppo"), direct.objective))
         return resolved
 
     @model_validator(mode="after")
@@ -136,9 +151,17 @@ class RunConfig(Section):
                 raise ValueError(f"data.transferred: {pair!r} is not in data.pairs")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             raise ValueError(f"name: {self.name!r} must be letters, digits, '.', '_' or '-'")
+        if self.split.walk_forward and (self.stages.base is not None or self.data.transferred):
+            what = "stages.base" if self.stages.base is not None else "data.transferred"
+            raise ValueError(f"split.walk_forward: leave {what} out; what was trained before may have seen the tests")
         self._check_terms()
         if self.forecasts.wanted and self.augment.histories:
             raise ValueError("augment.histories: resampled histories have no forecasts; set 0, or leave forecasts out")
+        for field in ("min_gain", "max_overfitting"):
+            if getattr(self.pbt, field) is not None and self.env.mapping != "residual":
+                raise ValueError(f"pbt.{field}: falls back to a prior, which env.mapping residual alone has")
+        if self.pbt.min_gain is not None and self.pbt.fitness_over != "prior":
+            raise ValueError("pbt.min_gain: is a gain over the prior; set pbt.fitness_over to prior")
         if self.pbt.on_drop == "freeze" and not self.network.hidden:
             raise ValueError("pbt.on_drop: freeze needs network.hidden with at least one layer")
         for name, space in self.search.items():
@@ -168,6 +191,8 @@ class RunConfig(Section):
             raise ValueError(
                 f"search.{name}.path: {space.path!r} cannot be mutated; choose one of {', '.join(MUTABLE)}"
             )
+        if why := idle_fields(self.algo, self.direct.objective).get(space.path):
+            raise ValueError(f"search.{name}.path: {space.path!r} changes nothing while {why}")
         section, _, field = space.path.partition(".")
         owner: Section = getattr(self, section)
         whole = isinstance(getattr(owner, field), int)
@@ -185,6 +210,13 @@ class RunConfig(Section):
                 raise ValueError(f"search.{name}.{label}: {value:g} cannot be {space.path}: {why}") from error
             except ValueError as error:
                 raise ValueError(f"search.{name}.{label}: {error}") from error
+
+    @property
+    def env_steps_per_update(self) -> int:
+        """Environment steps of one update, over all accounts."""
+        if self.algo == "direct":
+            return self.direct.bars_per_step * self.direct.steps
+        return self.ppo.num_envs * self.ppo.rollout_steps
 
     @property
     def mutates_learning_rate(self) -> bool:
@@ -210,6 +242,14 @@ class RunConfig(Section):
     def starts_from_base(self, pair: str) -> bool:
         """Whether the pair started from the run's base checkpoint, whose scale of features it keeps."""
         return self.stages.base_digest is not None and pair not in self.data.transferred
+
+    def window(self, number: int, validation_start: str, test_start: str, test_end: str | None) -> "RunConfig":
+        """The ordinary run that window ``number`` (from 1) of a walk-forward is: its own dates, and its own seed."""
+        dates = {"validation_start": validation_start, "test_start": test_start, "test_end": test_end}
+        split = self.split.model_copy(update={"walk_forward": (), **dates})
+        # 31 bits, as small as people write seeds.
+        seed = derive_key(self.seed, "window", number) % 2**31
+        return self.model_copy(update={"split": split, "seed": seed})
 
     def with_values(self, values: dict[str, float]) -> "RunConfig":
         """A copy with the named hyperparameters of ``search`` set to the given values, whole numbers as such."""

@@ -21,6 +21,7 @@ MUTABLE = (
     "ppo.gae_lambda",
     "ppo.epochs",
     "ppo.minibatch_size",
+    "direct.worst_window",
     "network.dropout",
     "env.risk_penalty",
     "env.turnover_penalty",
@@ -33,6 +34,15 @@ MUTABLE = (
 )
 """Every field that PBT can mutate. ``tests/algos/test_mutables.py`` holds a proof for each that a new value is in force
 at the first step after an exploit; a field without a proof fails it."""
+
+
+def idle_fields(algo: str, objective: str) -> dict[str, str]:
+    """Fields of ``MUTABLE`` that change nothing under a learner and its objective, each with the reason."""
+    if algo == "ppo":
+        return {path: "algo is ppo" for path in MUTABLE if path.startswith("direct.")}
+    idle = {path: "algo is direct" for path in MUTABLE if path.startswith("ppo.")}
+    unseen = ("env.risk_penalty", "env.cvar_weight") if objective == "sharpe" else ("direct.worst_window",)
+    return idle | dict.fromkeys(unseen, f"direct.objective is {objective}")
 
 
 class Range(Section):

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+from datetime import date, datetime
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -21,6 +23,8 @@ Listed = Annotated[tuple[str, ...], BeforeValidator(_split_text)]
 
 DEFAULT_FRACTIONS = (0.6, 0.2, 0.2)
 """Shares of train, validation and test of one's own prices."""
+MOST_WALKS = 99
+"""Windows of a walk-forward at most."""
 ENCODERS = ("factored", "conv", "gru", "transformer")
 """Networks that evaluate what reads only the market once per bar."""
 UNAVAILABLE = "unavailable"
@@ -87,6 +91,14 @@ class SplitConfig(Section):
     """First date of validation (ISO); give both dates or none."""
     test_start: str | None = None
     """First date of test (ISO); give both dates or none."""
+    test_end: str | None = None
+    """First date after test (ISO), with the other two dates; null: test reaches to the end of the data."""
+    walk_forward: tuple[str, ...] = ()
+    """First dates of test (ISO, rising) of a walk-forward over expanding windows, each trained on all that lies before
+    its validation; a test ends where the next begins. A whole number N: N tests of equal length after the training
+    share of ``fractions``. Empty: one training, one test."""
+    walk_validation: Count = 504
+    """Bars of the longest pair before each test of a walk-forward that are its validation."""
     burn: Count = 252
     """Bars consumed once at the start by the longest feature window."""
     embargo: Annotated[int, Field(ge=0)] | None = None
@@ -98,7 +110,48 @@ class SplitConfig(Section):
             raise ValueError("fractions must be three positive shares that sum to 1, e.g. [0.6, 0.2, 0.2]")
         if (self.validation_start is None) != (self.test_start is None):
             raise ValueError("validation_start and test_start must be given together")
+        if self.test_end is not None and self.test_start is None:
+            raise ValueError("test_end needs validation_start and test_start beside it")
         return self
+
+    @field_validator("walk_forward", mode="before")
+    @classmethod
+    def _listed(cls, starts: object) -> object:
+        """One text, as flags give it, lists dates separated by commas; a number stands alone; YAML knows dates."""
+        if isinstance(starts, str):
+            starts = [start.strip() for start in starts.split(",") if start.strip()]
+        if isinstance(starts, int) and not isinstance(starts, bool):
+            starts = [str(starts)]
+        if isinstance(starts, list | tuple):
+            starts = tuple(start.isoformat() if isinstance(start, date) else start for start in starts)
+        return starts
+
+    @model_validator(mode="after")
+    def _walk(self) -> "SplitConfig":
+        if not self.walk_forward:
+            return self
+        if self.test_start is not None:
+            raise ValueError("walk_forward makes its own borders; leave validation_start and test_start out")
+        if self.walks is not None:
+            if not 1 <= self.walks <= MOST_WALKS:
+                raise ValueError(f"walk_forward: {self.walks} windows; give 1 to {MOST_WALKS}, or dates as 2010-01-01")
+            return self
+        try:
+            starts = [datetime.fromisoformat(start).replace(tzinfo=None) for start in self.walk_forward]
+        except ValueError as error:
+            raise ValueError(
+                f"walk_forward: {error}; list ISO dates, e.g. 2010-01-01,2013-01-01, or give one whole number"
+            ) from error
+        for before, after in pairwise(starts):
+            if not before < after:
+                raise ValueError(f"walk_forward: dates must rise, but {after:%Y-%m-%d} follows {before:%Y-%m-%d}")
+        return self
+
+    @property
+    def walks(self) -> int | None:
+        """The number of windows where ``walk_forward`` gives that alone and their dates are still to be found."""
+        (only,) = self.walk_forward if len(self.walk_forward) == 1 else ("",)
+        return int(only) if only.isdecimal() else None
 
 
 class FeaturesConfig(Section):
@@ -411,6 +464,50 @@ class PPOConfig(Section):
         return self
 
 
+class DirectConfig(Section):
+    """Ascent of the exact gradient of what the accounts earn (Moody and Saffell 2001; Lim, Zohren and Roberts 2019).
+
+    The market does not answer and the ledger is differentiable, so the deterministic policy is run through windows of
+    the training span and its objective differentiated back through the accounts. An update is ``steps`` gradient steps,
+    each on windows drawn anew. ``env.episode_bars`` and the section ``ppo`` play no part.
+
+    Without sampled actions little keeps it from fitting the noise of the span: ``network.dropout``, whose masks a
+    window keeps, matters more than under PPO. Within a no-trade band there is no gradient, so ``env.no_trade_band``
+    must be narrower than the moves of an untrained policy.
+    """
+
+    objective: Literal["sharpe", "reward"] = "sharpe"
+    """``sharpe``: Sharpe ratio of net returns per bar, pooled over all windows, each in units of its market's noise,
+    under the training costs and less 1e-4 x ``env.turnover_penalty`` x squared turnover; ``reward``: mean of the shaped
+    reward that PPO sees."""
+    windows: Annotated[int, Field(ge=2)] = 128
+    """Windows per gradient step, drawn uniformly; each is an account that starts in cash."""
+    window_bars: Annotated[int, Field(ge=2)] = 84
+    """Bars of a window."""
+    burn_bars: Annotated[int, Field(ge=0)] = 21
+    """First bars of a window that do not count: the account only moves to where it wants to be."""
+    steps: Count = 8
+    """Gradient steps per update."""
+    floor: Positive = 0.1
+    """Standard deviation added in quadrature under the Sharpe ratio, as a share of equal weight's on the training span,
+    so that cash is not a singularity."""
+    worst_window: NonNegative = 0.0
+    """Weight of the worst windows beside the pooled Sharpe ratio: of the smooth minimum over the windows' own."""
+
+    @model_validator(mode="after")
+    def _acts(self) -> "DirectConfig":
+        if self.burn_bars > self.window_bars - 2:
+            raise ValueError(f"burn_bars {self.burn_bars} must leave two bars of window_bars {self.window_bars}")
+        if self.worst_window and self.objective != "sharpe":
+            raise ValueError(f"worst_window {self.worst_window} needs objective sharpe")
+        return self
+
+    @property
+    def bars_per_step(self) -> int:
+        """Environment steps of one gradient step."""
+        return self.windows * self.window_bars
+
+
 class OptimizerConfig(Section):
     """How gradients become weights."""
 
@@ -449,9 +546,9 @@ class PBTConfig(Section):
     """In arm ``pbt`` the first member trains at the run's own values throughout: never replaced or moved, though it may
     be donor and may be archived. Alone (population 1) it is plain PPO; of two, the other is challenged by it."""
     iterations: Count = 24
-    """PPO updates per member over the whole run."""
+    """Updates per member over the whole run."""
     interval: Count = 3
-    """PPO updates per generation; must divide ``iterations``."""
+    """Updates per generation; must divide ``iterations``."""
     quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
     """Share of a pair's members at the bottom that may be replaced, and at the top that may be donors."""
     replace_z: NonNegative = 1.0
@@ -471,6 +568,15 @@ class PBTConfig(Section):
     """A fall counts when its paired gap exceeds this many standard errors."""
     fitness: Literal["sharpe", "growth"] = "sharpe"
     """``sharpe``: floored Sharpe, median of rolling windows less one error; ``growth``: log growth less one."""
+    fitness_over: Literal["cash", "prior"] | None = None
+    """``prior``: fitness is what the metric gains over the account of ``features.prior``, less the error of the paired
+    difference; ``cash``: the metric itself. Null: ``prior`` with ``env.mapping: residual``, else ``cash``."""
+    min_gain: NonNegative | None = None
+    """Least smoothed fitness over the prior that a pair's best snapshot must have; below it the prior is what the run
+    trades and reports. Null: none is asked for."""
+    max_overfitting: Fraction | None = None
+    """Probability of overfitting on validation (CSCV) above which the prior is what the run trades and reports; null:
+    whatever it is."""
     fitness_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Weight of the past in the exponential mean of fitness that ranks members; 0 ranks by the last evaluation."""
     window: Annotated[int, Field(ge=21)] = 126

@@ -58,9 +58,9 @@ class Plan:
     generations: int
     """Generations per member."""
     updates: int
-    """PPO updates over all members."""
+    """Updates over all members."""
     batch: int
-    """Environment steps per PPO update."""
+    """Environment steps per update."""
     env_steps: int
     """Environment steps of the whole run."""
     idle_share: float
@@ -99,7 +99,7 @@ def plan(run: RunConfig, machine: Machine) -> Plan:
     wanted = wanted_slots(run.resources, members) if machine.joined else slots
     slots = min(slots, wanted)
     rounds = -(-run.pbt.population // (slots or wanted))
-    batch = run.ppo.num_envs * run.ppo.rollout_steps
+    batch = run.env_steps_per_update
     updates = members * run.pbt.iterations
     return Plan(
         pairs=len(run.data.pairs),

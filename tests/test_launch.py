@@ -456,3 +456,17 @@ def test_a_failure_is_one_line_with_status_one_and_the_run_is_kept(undisturbed: 
     assert str(run / "run.log") in done.stderr
     assert "Traceback" in (run / "run.log").read_text()
     assert frame_bytes(run) == kept
+
+
+def test_the_direct_arm_runs_by_the_same_command(tmp_path: Path) -> None:
+    settings = ["algo=direct", "direct.windows=8", "direct.window_bars=30", "data.pairs=SYNA/SYNB", "pbt.population=2"]
+    done = launch(*tiny(tmp_path, *(word for text in settings for word in ("--set", text))))
+    assert done.returncode == 0, done.stderr
+    progress = pd.read_parquet(tmp_path / "tiny" / "frames" / "progress.parquet")
+    assert len(progress) == 2 * 2
+    assert list(progress.env_steps.unique()) == [8 * 30 * 8, 2 * 8 * 30 * 8]
+    assert progress[["value_loss", "entropy", "kl", "clip_fraction", "explained_variance"]].isna().all(axis=None)
+    told = ["policy_loss", "reward_mean", "grad_norm", "lr_first_step", "env_seconds", "learner_seconds"]
+    assert progress[told].notna().all(axis=None)
+    assert {"hp_learning_rate", "hp_turnover_penalty"} < set(progress) - {"hp_risk_penalty", "hp_cvar_weight"}
+    assert (tmp_path / "tiny" / "survivors" / "SYNA_SYNB" / "1" / "policy.safetensors").is_file()

@@ -18,6 +18,7 @@ from ray.rllib.evaluation.postprocessing import Postprocessing
 from torch import Tensor
 
 from algos.config import PairPPOConfig
+from algos.direct import Course, objective
 from algos.distribution import SquashedGaussian
 from algos.gae import gae
 from algos.markets import market_for
@@ -62,6 +63,8 @@ class Update:
     tail: float = 0.0
     gae: tuple[Tensor, ...] = ()
     """Reward, value, value after, ruined and cut off, all [T, N]."""
+    courses: list[tuple[Course, Tensor]] = field(default_factory=list)
+    """Windows and objective of each step of the direct arm."""
 
     @property
     def sizes(self) -> list[int]:
@@ -100,7 +103,7 @@ def first_update(build: Build, run: RunConfig, state: Tensors) -> Update:
         return seen.losses[-1]
 
     def apply_seen(gradients: Any) -> None:
-        seen.norms.append(float(torch.stack([p.grad.norm() for p in net.parameters()]).norm()))
+        seen.norms.append(float(torch.stack([p.grad.norm() for p in net.parameters() if p.grad is not None]).norm()))
         if not seen.states:
             seen.states.append({name: tensor.clone() for name, tensor in learner.training_tensors().items()})
         apply(gradients)
@@ -109,6 +112,11 @@ def first_update(build: Build, run: RunConfig, state: Tensors) -> Update:
     def gae_seen(reward: Tensor, value: Tensor, after: Tensor, ruined: Tensor, cut: Tensor, *rates: float) -> Tensor:
         seen.gae = tuple(tensor.clone() for tensor in (reward, value, after, ruined, cut))
         return gae(reward, value, after, ruined, cut, *rates)
+
+    def objective_seen(course: Course, *rest: Any) -> Tensor:
+        value = objective(course, *rest)
+        seen.courses.append((course, value.detach()))
+        return value
 
     def step_seen(account: Any, target: Tensor, *rest: Any) -> Any:
         after, fill = step(account, target, *rest)
@@ -125,6 +133,7 @@ def first_update(build: Build, run: RunConfig, state: Tensors) -> Update:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("algos.env_runner.gae", gae_seen)
         patch.setattr(ledger, "step", step_seen)
+        patch.setattr("algos.direct.objective", objective_seen)
         algorithm.train()
     return seen
 
@@ -274,6 +283,20 @@ def leverage_cap(new: Update, old: Update, value: float) -> None:
     assert asked.abs().sum(1).max() == pytest.approx(value), "of actions beyond the limit there are some"
 
 
+def ascended(turnover: float = 0.5, worst: float = 0.3) -> Callable[[Update, Update, float], None]:
+    def check(new: Update, old: Update, value: float) -> None:
+        penalty, weight = (value if math.isnan(number) else number for number in (turnover, worst))
+        for course, found in new.courses:
+            paid = (course.net_return - 1e-4 * penalty * course.turnover**2)[3:].detach()
+            floor = 0.1 * new.sd
+            t = 3 * paid.mean(0) / (paid.var(0, correction=0) + floor**2).sqrt()
+            pooled = paid.mean() / (paid.var(correction=0) + floor**2).sqrt()
+            smooth = -(-5 * t).exp().mean().log() / 5
+            torch.testing.assert_close(found, pooled + weight * smooth / 3, rtol=1e-4, atol=1e-6)
+
+    return check
+
+
 def reach(new: Update, old: Update, value: float) -> None:
     latents = torch.cat([batch[Columns.ACTIONS] for batch in new.batches[:4]])
     wanted, asked = 1.5 * value * torch.tanh(latents), torch.cat([target for target, _ in new.fills])
@@ -312,6 +335,14 @@ PLANNED = "pbt.iterations=4"
 MUON = ("optimizer.kind=muon_mix",)
 GRU = ("network.encoder=gru", "network.encoder_window=5", "network.encoder_width=8", *MUON)
 RATE = ("optimizer.schedule=constant",)
+DIRECT = (
+    "algo=direct",
+    "direct.windows=16",
+    "direct.window_bars=12",
+    "direct.burn_bars=3",
+    "direct.worst_window=0.3",
+    "optimizer.learning_rate=0.03",  # after one update the network trades
+)
 PROOFS: dict[str, list[Case]] = {
     "optimizer.learning_rate": [Case(1e-5, 1e-2, 0.0007, learning_rate, scale="log")],
     "optimizer.weight_decay": [Case(0, 20, 10.0, weight_decay, RATE)],
@@ -330,11 +361,15 @@ PROOFS: dict[str, list[Case]] = {
     "ppo.gae_lambda": [Case(0.5, 0.99, 0.6, gae_lambda, scale="logit")],
     "ppo.epochs": [Case(1, 6, 5, epochs, scale="integer")],
     "ppo.minibatch_size": [Case(64, 256, 64, minibatch_size, scale="categorical")],
+    "direct.worst_window": [Case(0, 1, 0.8, ascended(worst=math.nan), DIRECT)],
     "network.dropout": [Case(0, 0.5, 0.3, dropout)],
     "env.risk_penalty": [Case(0.3, 100, 90.0, shaped(risk=math.nan))],
-    "env.turnover_penalty": [Case(0.05, 20, 15.0, shaped(turnover=math.nan))],
+    "env.turnover_penalty": [
+        Case(0.05, 20, 15.0, shaped(turnover=math.nan)),
+        Case(0.05, 500, 400.0, ascended(turnover=math.nan), DIRECT),
+    ],
     "env.cvar_weight": [Case(0.001, 0.5, 0.3, shaped(cvar=math.nan))],
-    "env.train_cost_bps": [Case(2, 20, 15.0, train_cost_bps)],
+    "env.train_cost_bps": [Case(2, 20, 15.0, train_cost_bps), Case(2, 20, 15.0, train_cost_bps, DIRECT)],
     "env.leverage_cap": [Case(0.1, 1.5, 0.4, leverage_cap)],
     "env.reach": [Case(0.05, 0.5, 0.4, reach, ("env.mapping=residual", "features.prior=flat"))],
     "env.adjustment": [Case(0.1, 1.0, 0.3, adjustment)],

@@ -21,6 +21,7 @@ from envs.prior import PRIOR_COLUMNS, fading_mean
 from envs.replay import replay
 from envs.scaler import Scaler
 from pbt.baselines import vol_target_scale
+from pbt.generation import evaluate
 from rayconf.run_config import RunConfig
 from rayconf.sections import FeaturesConfig
 from tests.algos.conftest import small_run
@@ -125,6 +126,11 @@ def test_an_untrained_policy_is_the_prior(ray_session: None, encoder: str) -> No
     np.testing.assert_allclose(found.target, expected.target, rtol=0, atol=1.01e-4)  # a float32 may round otherwise
     np.testing.assert_allclose(found.equity, expected.equity, rtol=1e-4)
     assert np.ptp(found.target) > 0
+    evaluation = evaluate(run, market, policy, 1)
+    assert (evaluation.figures["fitness"], evaluation.figures["fitness_se"]) == (0.0, 0.0), (
+        "it gains nothing over itself"
+    )
+    assert evaluation.figures["val_sharpe"] != 0
 
 
 def residual_policy(run: RunConfig, market: PairMarket, seed: int) -> Policy:

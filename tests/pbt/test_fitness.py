@@ -52,6 +52,28 @@ def test_value_is_the_median_of_windows_less_one_error() -> None:
     assert result.value == pytest.approx(np.median(windows) - result.se, rel=1e-12)
 
 
+def test_fitness_over_another_account_is_the_median_gain_less_the_error_of_the_paired_difference() -> None:
+    other, x = returns(3), returns(3) + 0.3 * returns(8)
+    found = fitness.evaluate(x, full_gross(1000), DATES[:1000], 252, False, PBT, 0, over=other)
+    starts = range(0, 1000 - 126 + 1, 21)
+    gains = [floored(x[s : s + 126]) - floored(other[s : s + 126]) for s in starts]
+    assert found.value == pytest.approx(np.median(gains) - found.se, rel=1e-12)
+    both = CircularBlockBootstrap(21, np.stack((x, other), axis=1), seed=3)
+    expected = both.apply(lambda rows: floored(rows[:, 0]) - floored(rows[:, 1]), 2000).std(ddof=1)
+    assert found.se == pytest.approx(expected, rel=0.06)
+    assert found.se < fitness.evaluate(x, full_gross(1000), DATES[:1000], 252, False, PBT, 0).se
+    same = fitness.evaluate(other, full_gross(1000), DATES[:1000], 252, False, PBT, 0, over=other)
+    assert (same.value, same.se) == (0.0, 0.0)
+    growth = replace_metric(PBT)
+    found = fitness.evaluate(x, full_gross(1000), DATES[:1000], 252, False, growth, 0, over=other)
+    gain = 252 * (np.log1p(x).mean() - np.log1p(other).mean())
+    assert found.value == pytest.approx(gain - found.se, rel=1e-9)
+
+
+def replace_metric(pbt: PBTConfig) -> PBTConfig:
+    return pbt.model_copy(update={"fitness": "growth"})
+
+
 def test_few_windows_pool() -> None:
     x = returns(4, 200)
     result = fitness.evaluate(x, full_gross(200), DATES[:200], 252, False, PBT, 0)
