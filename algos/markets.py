@@ -25,6 +25,7 @@ def market_key(run: RunConfig) -> str:
     if run.augment.histories:
         parts |= {"seed": run.seed}
     parts |= {"lag": run.env.lag, "base": run.stages.base_digest}  # a base checkpoint brings the scale of features
+    parts["forecasts"] = run.forecasts.content
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

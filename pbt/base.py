@@ -197,7 +197,8 @@ def _fields(run: RunConfig) -> Sequence[str]:
     paths += [f"features.{name}" for name in type(run.features).model_fields]
     searched = {space.path for space in run.search.values()}
     own = ("env.leverage_cap", "env.reach", "env.adjustment", "env.no_trade_band")
-    return [*paths, "env.mapping", "costs.leverage", *(path for path in own if path not in searched)]
+    paths += ["forecasts.made_by", "env.mapping", "costs.leverage"]
+    return [*paths, *(path for path in own if path not in searched)]
 
 
 def _value(run: RunConfig, path: str) -> Any:

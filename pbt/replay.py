@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _replay(args: argparse.Namespace) -> int:
     from analysis.frames import read_frame
     from pbt.base import kept_base
+    from pbt.forecasts import kept_forecasts
     from pbt.pipeline import other_versions
     from pbt.run_dir import open_run
     from pbt.segments import base_state, difference, retrain, segments_of
@@ -78,7 +79,7 @@ def _replay(args: argparse.Namespace) -> int:
     lineage = read_frame(directory.frame("lineage"), pair=args.pair, window=directory.window).to_pylist()
     segments, store = segments_of(run, lineage, args.pair, snapshot), StateStore(directory.storage)
     base = base_state(segments, store)
-    window = windows_of(run, directory, kept_base(run, directory).scalers)[-1]
+    window = windows_of(run, directory, kept_base(run, directory).scalers, kept_forecasts(run, directory))[-1]
     run, market = window.run, window.markets[args.pair]
     for line in _warnings(run, other_versions(run)):
         print(f"warning    {line}", flush=True)
