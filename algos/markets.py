@@ -52,6 +52,13 @@ def market_for(env_config: Mapping[str, Any]) -> PairMarket:
     return _MARKETS[key, pair]
 
 
+def forget(run: RunConfig) -> None:
+    """Let go of the run's markets in this process; with many resampled histories they fill its memory."""
+    key = market_key(run)
+    for known in [known for known in _MARKETS if known[0] == key]:
+        del _MARKETS[known]
+
+
 def provide(run: RunConfig, pair: str, market: PairMarket) -> None:
     """Use ``market`` for ``pair`` in this process, for instance one read from Ray's object store."""
     _MARKETS[market_key(run), pair] = market

@@ -20,7 +20,7 @@ import psutil
 import torch
 
 from algos.config import PairPPOConfig
-from algos.markets import market_for
+from algos.markets import forget, market_for
 from algos.pair_ppo import PairPPO
 from algos.policy import EnsemblePolicy, Policy
 from analysis.metrics import sharpe
@@ -199,6 +199,8 @@ def work(job: Job) -> dict[str, float]:
             targets = {"rule": baseline_targets(market, job.run, rule, (0.0, 0.0))[job.row.of]}
         daily = played(market, job.run, policies, targets, job.splits)
         _keep(job, pair, folder, daily, learned, facts)
+    if job.run.augment.histories:  # they are of this seed alone
+        forget(job.run)
     return {**facts, "replay_seconds": time.perf_counter() - replaying, "seconds": time.perf_counter() - began}
 
 
