@@ -18,9 +18,10 @@ from analysis.labels import policy_label
 from analysis.page import code, folded, page, plot, tabs, text
 from analysis.payload import Payload
 from analysis.statistics import Evidence, evidence
-from analysis.summary import annual_sessions_of, headline_window, sessions_per_year
+from analysis.summary import STRUNG, annual_sessions_of, headline_window, sessions_per_year
 from analysis.timing import time_line, time_split
 from analysis.verdicts import audit_line, bootstrap_plots, evidence_table, glossary, verdicts
+from analysis.walk_forward import SPANS, spans_of
 from rayconf.errors import OneLineParser, UserError
 from rayconf.remote_storage import RemoteStorage
 from rayconf.storage import StorageError, place
@@ -42,6 +43,8 @@ class _Run:
     window: int
     trained: int
     """The window whose population is shown: the last where windows are strung together."""
+    spans: Mapping[tuple[str, int, str], tuple[str, str]]
+    """First and last fill by pair, window and split, where the run is a walk-forward."""
     config: Mapping[str, Any]
     written: str
     """The config as it stands in the file; empty without one."""
@@ -70,7 +73,10 @@ def _read(run: Path) -> _Run:
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from error
     config = config if isinstance(config, dict) else {}
-    return _Run(summary, base, progress, lineage, events, window, trained, config, written)
+    spans = {}
+    if window == STRUNG:
+        spans = spans_of(read_frame(frame_path(run, "daily"), SPANS, scenario="base", policy="equal_weight"))
+    return _Run(summary, base, progress, lineage, events, window, trained, spans, config, written)
 
 
 def _population(run: _Run, pair: str, key: str, payload: Payload, summary: pa.Table, base: list[Any]) -> list[str]:
@@ -123,7 +129,7 @@ def _pair(
     mine = part_of(run.summary, pair=pair)
     rows = part_of(mine, window=run.window).to_pylist()
     test = [row for row in rows if row["split"] == "test"]
-    base = [row for row in rows if row["scenario"] == "base"]
+    base = part_of(mine, window=run.trained, scenario="base").to_pylist()
     headline = [row for row in test if row["scenario"] == "base"]
     accounts: Accounts = accounts_of(part_of(run.base, pair=pair))
     tested = accounts["test"]
@@ -136,6 +142,7 @@ def _pair(
         f'<h2 id="{key}">{text(pair)}</h2>',
         verdicts({pair: found}),
         sections.splits_line(accounts),
+        sections.windows_table(pair, found.policy, mine.to_pylist(), run.spans),
         folded("Bars and fills", sections.plan_lines(run.events, pair)),
         f'<ul class="places">{"".join(f"""<li><a href="#{key}-{place}">{place}</a></li>""" for place in places)}</ul>',
         f'<h3 id="{key}-equity">Equity and drawdown, net of the run\'s own costs and lag</h3>',

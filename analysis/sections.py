@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from analysis.columns import FRAMES, KEYS, describe
-from analysis.curves import Accounts
+from analysis.curves import SPLITS, Accounts
 from analysis.labels import NOTHING, in_order, order, percent, plain, policy_label, shown
 from analysis.metrics import METRICS
 from analysis.page import cell, header, row_header, table, text
+from analysis.summary import STRUNG
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -23,6 +24,8 @@ _PERCENT = {
     "final_value": lambda value: f"{value:.4g}",
     "days": lambda value: f"{value:d}",
 }
+_HEADLINE = ("test", "base")
+_BESIDE = ("vol_target", "equal_weight")
 FORMS: Mapping[str, Callable[[Any], str]] = _PERCENT
 """How each metric is printed; the others with two digits."""
 
@@ -96,6 +99,40 @@ def survivors_table(pair: str, survivors: Rows, progress: Rows, sharpes: Mapping
         cells += [cell(shown(sharpes.get((row["policy"], s)), plain)) for s in ("train", "validation", "test")]
         body.append(("", cells))
     return table(f"Survivors of {pair}", headers, body) if body else '<p class="soft">No survivor.</p>'
+
+
+def windows_table(pair: str, policy: str, summary: Rows, spans: Mapping[tuple[str, int, str], tuple[str, str]]) -> str:
+    """The windows of a walk-forward and all of them strung together, a row each; empty without one.
+
+    Args:
+        pair: The pair.
+        policy: The headline's policy.
+        summary: Summary rows of the pair.
+        spans: First and last fill by pair, window and split.
+    """
+    if not spans:
+        return ""
+    found = {(row["window"], row["policy"]): row for row in summary if (row["split"], row["scenario"]) == _HEADLINE}
+    shown_columns = ("annualised_sharpe", "cagr", "max_drawdown", "avg_turnover", "gross_exposure")
+    headers = [header("window", kind="text"), header("trained until"), header("validation"), header("test")]
+    headers += [header("days"), *[header(name, _tip("summary", name)) for name in shown_columns]]
+    headers += [header(f"Sharpe {policy_label(other, pair)}") for other in _BESIDE]
+    body = []
+    for window in sorted({number for number, _ in found}, key=lambda number: (number == STRUNG, number)):
+        row, own = found[window, policy], [spans.get((pair, window, split)) for split in SPLITS]
+        name = "strung together" if window == STRUNG else str(window)
+        cells = [row_header(name), cell(own[0][1] if own[0] else NOTHING)]
+        cells += [cell(f"{span[0]} to {span[1]}" if span else NOTHING) for span in own[1:]]
+        cells += [cell(str(row["days"])), *[cell(shown(row[m], FORMS.get(m, plain))) for m in shown_columns]]
+        cells += [cell(shown(found[window, other]["annualised_sharpe"], plain)) for other in _BESIDE]
+        body.append(("ensemble" if window == STRUNG else "", cells))
+    return (
+        "<h3>Windows of the walk-forward</h3>"
+        + table(f"Windows of {pair}", headers, body)
+        + '<p class="soft">Each window is trained anew on all that lies before its validation, and judged on the test '
+        "that follows. Its account starts from cash; what it holds at the end is marked, not sold. Strung together the "
+        "accounts compound; the bars of the embargo between two tests are left out.</p>"
+    )
 
 
 def splits_line(accounts: Accounts) -> str:

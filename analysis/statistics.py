@@ -6,7 +6,8 @@ multiplicity. ``analysis.verdict`` decides what may be claimed. Equal frames giv
 is keyed by what it is for.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from analysis.sharpe_tests import (
     selection_benchmark,
     shape,
 )
-from analysis.summary import annual_sessions_of, headline_window, sessions_per_year
+from analysis.summary import STRUNG, annual_sessions_of, headline_window, sessions_per_year
 from analysis.superiority import superior_predictive_ability, superior_to
 from analysis.verdict import BARS, IDLE_GROSS, Difference, Evidence, Interval, judged
+from analysis.walk_forward import windows_in
 
 __all__ = ["Difference", "Evidence", "Interval", "evidence", "evidence_of", "evidence_rows", "weigh"]
 
@@ -43,8 +45,9 @@ def weigh(
     pair: str,
     test: Mapping[str, Array],
     validation: Mapping[str, Array],
-    snapshots: Array | None,
+    snapshots: Sequence[Array],
     *,
+    weights: Sequence[float] | None = None,
     trials: int | None = None,
     looks: int = 1,
     idle: bool = False,
@@ -58,8 +61,10 @@ def weigh(
         pair: The pair.
         test: Session returns [D] by policy on test, all on the same sessions.
         validation: Session returns [K] of ensemble and survivors on validation.
-        snapshots: Session returns [K, N] of all that selection saw, by generation and member; None: unknown.
-        trials: Number of trials, where more were made than have streams; None: N.
+        snapshots: Session returns [K, N] of all that selection saw, by generation and member, of each selection: one,
+            or one per window where windows are strung together; empty: unknown.
+        weights: Sessions that each selection has in ``validation``; None: alike.
+        trials: Number of trials, where more were made than have streams; None: the sum of N.
         looks: Reads of the test span, at least 1.
         idle: Whether every survivor is idle on validation.
         annual: Sessions per year.
@@ -77,9 +82,12 @@ def weigh(
         name: sharpe_difference(returns, stream, sessions_per_year=annual, resamples=resamples)
         for name, stream in sorted(baselines.items())
     }
-    benchmark, effective = (None, 0) if snapshots is None else selection_benchmark(snapshots)
+    luck = [selection_benchmark(streams) for streams in snapshots]
+    effective = sum(count for _, count in luck)
     deflated = {}
-    if benchmark is not None:
+    if luck:
+        # Each window's choice is lucky by its own measure, so all of them strung together are by the mean.
+        benchmark = float(np.average([ratio for ratio, _ in luck], weights=weights))
         found = {name: deflated_sharpe_ratio(stream, benchmark) for name, stream in validation.items()}
         deflated = {name: value for name, value in found.items() if value is not None}
     between: dict[str, Difference] = {}
@@ -92,7 +100,8 @@ def weigh(
         survivors = {name: stream for name, stream in sorted(chosen.items()) if name != "ensemble"}
         compared = between_policies(survivors, sessions_per_year=annual)
         between = {f"{one} less {two}": difference for (one, two), difference in compared.items()}
-        overfitting = None if snapshots is None else archive_overfitting(snapshots)
+        each = [share for streams in snapshots if (share := archive_overfitting(streams)) is not None]
+        overfitting = float(np.mean(each)) if each else None
         bars = [name for name in BARS if name in baselines]
         if bars:
             best = max(bars, key=lambda name: sharpe(baselines[name], 1))
@@ -108,7 +117,7 @@ def weigh(
         probabilistic_sharpe=probabilistic_sharpe_ratio(ratio, 0.0, returns.size, *moments) if long_enough else None,
         against=against,
         deflated_sharpe=deflated.get("survivor-1"),
-        trials=trials if trials is not None else 0 if snapshots is None else snapshots.shape[1],
+        trials=trials if trials is not None else sum(streams.shape[1] for streams in snapshots),
         effective_trials=effective,
         overfitting=overfitting,
         spa_p=spa_p,
@@ -154,6 +163,42 @@ def _streams(daily: pa.Table) -> dict[tuple[str, str], tuple[Array, NDArray[np.d
     }
 
 
+@dataclass(frozen=True)
+class _Validation:
+    """What validation says of one pair, over the windows judged."""
+
+    streams: dict[str, Array]
+    """Session returns [K] of ensemble and survivors, no session twice."""
+    gross: dict[str, float]
+    """Their mean gross exposure."""
+    weights: list[int]
+    """Sessions of each window in the streams."""
+
+
+def _validations(daily: pa.Table, windows: Sequence[int]) -> dict[str, _Validation]:
+    """By pair; of several windows the policies that all have, their spans one after the other.
+
+    Where the validation of a window reaches back into that of the window before, the sessions of both are the earlier
+    window's.
+    """
+    parts = [_streams(part_of(daily, window=number, split="validation", scenario="base")) for number in windows]
+    found: dict[str, _Validation] = {}
+    for pair, policy in sorted(set.intersection(*map(set, parts))) if parts else ():
+        if not _chosen(policy):
+            continue
+        last, pieces, gross = np.datetime64("NaT", "D"), [], []
+        for part in parts:
+            returns, days, held = part[pair, policy]
+            pieces.append(returns if np.isnat(last) else returns[days > last])
+            gross.append(held)
+            last = days[-1] if np.isnat(last) else max(last, days[-1])
+        weights = [len(piece) for piece in pieces]
+        own = found.setdefault(pair, _Validation({}, {}, weights))
+        own.streams[policy] = np.concatenate(pieces)
+        own.gross[policy] = float(np.average(gross, weights=weights)) if len(gross) > 1 else gross[0]
+    return found
+
+
 def evidence_of(
     daily: pa.Table,
     validation: pa.Table,
@@ -171,7 +216,7 @@ def evidence_of(
         validation: The ``validation`` frame.
         lineage: Rows of ``lineage``: what selection saw.
         events: Rows of ``events``: the looks at test.
-        window: Walk-forward window judged.
+        window: Walk-forward window judged; -1: all of them strung together, each with its own validation.
         annual: Sessions per year by pair; None or missing: inferred from the dates.
         thorough: As in ``weigh``.
 
@@ -179,11 +224,15 @@ def evidence_of(
         Evidence by pair, in the order of the pairs' names.
     """
     test = _streams(part_of(daily, window=window, split="test", scenario="base"))
-    seen = _streams(part_of(daily, window=window, split="validation", scenario="base"))
-    snapshots = {pair: streams for (own, pair), streams in snapshot_streams(validation).items() if own == window}
+    windows = windows_in(daily) if window == STRUNG else [window]
+    seen = _validations(daily, windows)
+    snapshots: dict[str, list[Array]] = {}
+    for (number, pair), of_window in sorted(snapshot_streams(validation).items()):
+        if number in windows:
+            snapshots.setdefault(pair, []).append(of_window)
     trained: dict[str, int] = {}
     for row in lineage:
-        if row["window"] == window and row["generation"] and row["fitness"] is not None:
+        if row["window"] in windows and row["generation"] and row["fitness"] is not None:
             trained[row["pair"]] = trained.get(row["pair"], 0) + 1
     looks = [row["pair"] for row in events if row["kind"] == "look"]
     found = []
@@ -193,16 +242,17 @@ def evidence_of(
         for (of, policy), (_, other, _) in test.items():
             if of == pair and not np.array_equal(days, other):
                 raise ValueError(f"{pair}: {policy} and the others cover different sessions")
-        chosen = {policy: values for (of, policy), values in seen.items() if of == pair and _chosen(policy)}
-        gross = [values[2] for policy, values in chosen.items() if policy != "ensemble"]
-        streams = snapshots.get(pair)
+        chosen = seen.get(pair, _Validation({}, {}, []))
+        gross = [held for policy, held in chosen.gross.items() if policy != "ensemble"]
+        selected = snapshots.get(pair, [])
         found.append(
             weigh(
                 pair,
                 own,
-                {policy: values[0] for policy, values in chosen.items()},
-                streams,
-                trials=max(trained.get(pair, 0), 0 if streams is None else streams.shape[1]),
+                chosen.streams,
+                selected,
+                weights=chosen.weights if 1 < len(chosen.weights) == len(selected) else None,
+                trials=max(trained.get(pair, 0), sum(streams.shape[1] for streams in selected)),
                 looks=sum(of is None or of == pair for of in looks),
                 idle=bool(gross) and max(gross) < IDLE_GROSS,
                 annual=(annual or {}).get(pair) or sessions_per_year(days),
@@ -234,9 +284,10 @@ def evidence(run: Path) -> dict[str, Evidence]:
         sessions = annual_sessions_of(row for row in rows if row["pair"] == pair)
         if sessions is not None:
             annual[pair] = sessions
+    only: dict[str, Any] = {} if window == STRUNG else {"window": window}
     return evidence_of(
-        read_frame(frame_path(run, "daily"), DAILY, window=window, scenario="base"),
-        read_frame(frame_path(run, "validation"), window=window),
+        read_frame(frame_path(run, "daily"), DAILY, scenario="base", **only),
+        read_frame(frame_path(run, "validation"), **only),
         read_frame(frame_path(run, "lineage"), ["window", "pair", "generation", "fitness"]).to_pylist(),
         read_frame(frame_path(run, "events"), ["kind", "pair"]).to_pylist(),
         window=window,

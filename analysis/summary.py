@@ -32,6 +32,8 @@ from analysis.metrics import (
 
 Array = NDArray[np.float64]
 
+STRUNG = -1
+"""The window that all windows of a walk-forward strung together are."""
 NUMBER = r"[0-9.]+(?:e[+-][0-9]+)?"
 SCENARIO = re.compile(rf"cost(?P<cost>{NUMBER})-lag(?P<lag>[0-9]+)(-lev{NUMBER})?(-borrow{NUMBER})?")
 
@@ -153,7 +155,8 @@ def build_summary(
     Args:
         daily: Rows as ``write_frame`` returns them, sorted by the frame's key.
         survivors: A row per pair and survivor: ``pair``, ``policy`` (``survivor-1`` and up), ``rank``, ``member``,
-            ``generation`` and, in a walk-forward, ``window``. Other policies are told by their names.
+            ``generation`` and, in a walk-forward, ``window``. Other policies are told by their names, and so are the
+            strung ones, which are another member in every window.
         base_cost_bps: Commission plus slippage of the scenario ``base``, bps per side.
         base_lag: Lag of the scenario ``base`` in bars.
         annual_sessions: Sessions per year, for all pairs or by pair; None: inferred from each pair's dates.
@@ -200,7 +203,7 @@ def build_summary(
             "policy": policy,
             "cost_bps": cost_bps,
             "lag": lag,
-            **_kind(policy, known.get((window, pair, policy))),
+            **_kind(window, policy, known.get((window, pair, policy))),
             **summarise(
                 arrays["net_return"][rows],
                 arrays["turnover"][rows],
@@ -217,18 +220,20 @@ def build_summary(
     return pa.Table.from_pylist(result, schema=schema)
 
 
-def _kind(policy: str, survivor: Mapping[str, Any] | None) -> dict[str, Any]:
+def _kind(window: int, policy: str, survivor: Mapping[str, Any] | None) -> dict[str, Any]:
     if survivor is not None:
         return {"kind": "survivor", **{name: survivor[name] for name in ("rank", "member", "generation")}}
-    if policy.startswith("survivor-"):
+    rank = policy.removeprefix("survivor-")
+    if rank != policy and window == STRUNG:  # another member in every window
+        return {"kind": "survivor", "rank": int(rank)}
+    if rank != policy:
         raise ValueError(f"{policy}: nothing is known of this survivor; pass its rank, member and generation")
     return {"kind": "ensemble" if policy == "ensemble" else "baseline"}
 
 
 def headline_window(summary: pa.Table) -> int:
-    """The strung walk-forward (-1) where there is one, else the smallest window."""
-    windows = pc.unique(summary.column("window")).to_pylist()
-    return -1 if -1 in windows else min(windows, default=0)
+    """The strung walk-forward (-1) where there is one, else the smallest window; of ``summary``, or of ``daily``."""
+    return int(min(pc.unique(summary.column("window")).to_pylist(), default=0))
 
 
 def annual_sessions_of(rows: Iterable[Mapping[str, Any]]) -> float | None:
@@ -241,7 +246,7 @@ def annual_sessions_of(rows: Iterable[Mapping[str, Any]]) -> float | None:
 
 
 def with_deflated(summary: pa.Table, deflated: Mapping[str, Mapping[str, float]], window: int = 0) -> pa.Table:
-    """The summary with ``deflated_sharpe`` filled in: validation under base terms, the only span that was selected on.
+    """The summary with a window's ``deflated_sharpe``: validation under base terms, the only span that was selected on.
 
     Args:
         summary: The summary frame.
@@ -250,11 +255,11 @@ def with_deflated(summary: pa.Table, deflated: Mapping[str, Mapping[str, float]]
     """
     names = ("window", "split", "scenario", "pair", "policy")
     keys = zip(*(summary.column(name).to_pylist() for name in names), strict=True)
-    values = [
-        deflated.get(pair, {}).get(policy) if (own, split, scenario) == (window, "validation", "base") else None
-        for own, split, scenario, pair, policy in keys
-    ]
     index = summary.schema.get_field_index("deflated_sharpe")
+    values = [
+        deflated.get(pair, {}).get(policy) if (own, split, scenario) == (window, "validation", "base") else known
+        for (own, split, scenario, pair, policy), known in zip(keys, summary.column(index).to_pylist(), strict=True)
+    ]
     return summary.set_column(index, summary.schema.field(index), pa.array(values, pa.float64()))
 
 

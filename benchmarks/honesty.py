@@ -24,9 +24,9 @@ from rich.console import Console
 from scipy.stats import binomtest
 
 from analysis.statistics import evidence
-from envs.market import load_markets
 from pbt.pipeline import begin, execute
 from pbt.run_dir import RunDir
+from pbt.windows import windows_of
 from rayconf.loading import load_config
 from rayconf.run_config import RunConfig
 from rayconf.session import Machine, start_ray
@@ -54,9 +54,9 @@ def train(run: RunConfig, machine: Machine, folder: Path) -> None:
     """One run into ``folder``, which appears under its name when it is complete."""
     temporary = RunDir(folder.with_name(f"{folder.name}-{time.time_ns()}"), run.identity)
     temporary.create()
-    markets = load_markets(run)
-    begin(run, temporary, markets)
-    execute(run, temporary, markets, machine, Console(quiet=True))
+    windows = windows_of(run, temporary)
+    begin(run, temporary, windows)
+    execute(run, temporary, windows, machine, Console(quiet=True))
     temporary.path.rename(folder)
 
 

@@ -27,11 +27,12 @@ from algos.policy import EnsemblePolicy, Policy
 from algos.stack import decide_on
 from analysis.frames import read_frame
 from benchmarks.optimality import FRESH_SEED, PIECES, PieceDecide, compare, fresh_market, optimal_policy, rows_of
-from envs.market import PairMarket, load_markets
+from envs.market import PairMarket
 from envs.optimum import solve_optimum
 from pbt.fitness import pooled_score
 from pbt.pipeline import begin, execute
 from pbt.run_dir import RunDir
+from pbt.windows import windows_of
 from rayconf.keys import derive_key
 from rayconf.loading import load_config
 from rayconf.run_config import RunConfig
@@ -62,11 +63,11 @@ def cell(run: RunConfig, machine: Machine, folder: Path) -> list[dict[str, objec
     began = time.perf_counter()
     directory = RunDir(folder, run.identity)
     directory.create()
-    markets = load_markets(run)
-    begin(run, directory, markets)
-    execute(run, directory, markets, machine, Console(quiet=True))
+    windows = windows_of(run, directory)
+    begin(run, directory, windows)
+    execute(run, directory, windows, machine, Console(quiet=True))
     seconds = time.perf_counter() - began
-    ((pair, market),) = markets.items()
+    ((pair, market),) = windows[0].markets.items()
     shares = shares_of(run, market, directory, pair)
     daily = read_frame(directory.frame("daily"), split="test", scenario="base").to_pandas()
     lineage = read_frame(directory.frame("lineage")).to_pandas()

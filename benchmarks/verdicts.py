@@ -131,7 +131,7 @@ def claims(world: World, generator: np.random.Generator, resamples: int = 499) -
                 f"P{pair}/Q{pair}",
                 test,
                 {"survivor-1": snapshots[:, best]},
-                snapshots,
+                [snapshots],
                 looks=world.looks,
                 thorough=False,
                 resamples=resamples,

@@ -104,10 +104,12 @@ class PairMarket:
 
 
 class Borders(NamedTuple):
-    """First dates of validation and of test, common to all pairs of a run."""
+    """First dates of validation, of test and of what comes after it, common to all pairs of a run."""
 
     validation: np.datetime64
     test: np.datetime64
+    end: np.datetime64 | None = None
+    """None: test reaches to the end of the data."""
 
 
 def split_borders(pair: str, dates: np.ndarray, split: SplitConfig) -> Borders:
@@ -117,11 +119,16 @@ def split_borders(pair: str, dates: np.ndarray, split: SplitConfig) -> Borders:
         UserError: If the dates are unusable or the pair is shorter than the burn-in.
     """
     if split.validation_start is not None and split.test_start is not None:
-        borders = Borders(_date(split.validation_start, "validation_start"), _date(split.test_start, "test_start"))
+        end = None if split.test_end is None else iso_date(split.test_end, "test_end")
+        borders = Borders(
+            iso_date(split.validation_start, "validation_start"), iso_date(split.test_start, "test_start"), end
+        )
         if borders.validation >= borders.test:
             raise UserError(
                 f"split.validation_start: {split.validation_start} must lie before split.test_start {split.test_start}"
             )
+        if end is not None and borders.test >= end:
+            raise UserError(f"split.test_start: {split.test_start} must lie before split.test_end {split.test_end}")
         return borders
     usable = len(dates) - split.burn
     if usable < 4:
@@ -134,11 +141,12 @@ def split_borders(pair: str, dates: np.ndarray, split: SplitConfig) -> Borders:
 
 def split_spans(dates: np.ndarray, borders: Borders, burn: int, embargo: int) -> dict[str, Span]:
     """Spans of the three splits of one pair; the embargo is left out at the start of validation and of test."""
-    validation, test = (int(np.searchsorted(dates, border)) for border in borders)
+    validation, test = (int(np.searchsorted(dates, border)) for border in borders[:2])
+    end = len(dates) if borders.end is None else int(np.searchsorted(dates, borders.end))
     return {
         "train": Span(burn, validation),
         "validation": Span(max(burn, validation) + embargo, test),
-        "test": Span(test + embargo, len(dates)),
+        "test": Span(test + embargo, end),
     }
 
 
@@ -221,12 +229,15 @@ def standardised(values: np.ndarray, scaler: Scaler, config: FeaturesConfig) -> 
     return features
 
 
-def load_markets(run: RunConfig, scalers: Mapping[str, Scaler] | None = None) -> dict[str, PairMarket]:
+def load_markets(
+    run: RunConfig, scalers: Mapping[str, Scaler] | None = None, legs: Mapping[str, tuple[Bars, Bars]] | None = None
+) -> dict[str, PairMarket]:
     """All pairs of a run, from its data directory or the synthetic market, on common split borders.
 
     Args:
         run: The run.
         scalers: By pair, the scalers that are not fitted; a run that starts from a checkpoint has its.
+        legs: What ``load_legs`` read, where that is done already.
 
     Raises:
         UserError: If prices do not fit the run.
@@ -234,7 +245,9 @@ def load_markets(run: RunConfig, scalers: Mapping[str, Scaler] | None = None) ->
     """
     if scalers is None and run.stages.base_digest is not None:
         raise ValueError("features of this run are on the scale of its base checkpoint: pass its scalers")
-    legs = load_legs(run)
+    if run.split.walk_forward:
+        raise ValueError("a walk-forward has markets by window: see envs.walk_forward")
+    legs = load_legs(run) if legs is None else legs
     borders = common_borders(legs, run)
     markets = {}
     for pair, (a, b) in legs.items():
@@ -254,9 +267,14 @@ def run_borders(run: RunConfig) -> Borders:
 
 def common_borders(legs: Mapping[str, tuple[Bars, Bars]], run: RunConfig) -> Borders:
     """The split borders of a run's pairs, which are those of the longest of them."""
+    return split_borders(*longest_pair(legs), run.split)
+
+
+def longest_pair(legs: Mapping[str, tuple[Bars, Bars]]) -> tuple[str, np.ndarray]:
+    """The pair with the most common bars, the first of several, and its dates [T]."""
     dates = {pair: join_bars(a, b)[0].dates for pair, (a, b) in legs.items()}
     longest = max(dates, key=lambda pair: len(dates[pair]))
-    return split_borders(longest, dates[longest], run.split)
+    return longest, dates[longest]
 
 
 def load_legs(run: RunConfig) -> dict[str, tuple[Bars, Bars]]:
@@ -308,7 +326,8 @@ def _check_lengths(
             )
 
 
-def _date(text: str, field: str) -> np.datetime64:
+def iso_date(text: str, field: str) -> np.datetime64:
+    """A date of the split section. Raises ``UserError`` naming the field where it is none."""
     try:
         return np.datetime64(datetime.fromisoformat(text).replace(tzinfo=None), "us")
     except ValueError as error:

@@ -160,7 +160,7 @@ def _recorded(finished: "FinishedRun", pair: str, names: Sequence[str]) -> "list
     records = []
     for name in names:
         columns = ["split", "decision_date", *compared]
-        table = read_frame(path, columns, window=0, scenario="base", pair=pair, policy=name)
+        table = read_frame(path, columns, window=finished.window, scenario="base", pair=pair, policy=name)
         for (split,), rows in group_slices(table, ["split"]):
             part = table.slice(rows.start, rows.stop - rows.start)
             values = {column: part.column(column).to_numpy() for column in compared}

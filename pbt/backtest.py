@@ -112,6 +112,8 @@ def _backtest(args: argparse.Namespace) -> str:
     policies = _policies(finished)
     _check_policy(args, policies)
     markets = finished.markets(args.data_dir)
+    if finished.window:
+        print(f"window     {finished.window}, the last of a walk-forward: its survivors, on its own spans", flush=True)
     for market in markets.values():
         check_spans(market, run, splits)
     name = args.run.name if isinstance(args.run, Path) else finished.directory.name

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from envs.batched import uses_drawdown
-from envs.market import PairMarket, load_markets
+from envs.market import PairMarket
 from envs.scaler import Scaler
-from envs.universe import with_universe
 from pbt.manifest import Member
 from pbt.run_dir import RunDir, folder_name, member_name
 from pbt.search import initial_values
@@ -123,11 +122,6 @@ def kept_base(run: RunConfig, directory: RunDir) -> Base:
     if not intact:
         raise UserError(f"{directory.base}: is not what the run started from; restore it from a copy of the run")
     return base
-
-
-def markets_of(run: RunConfig, directory: RunDir) -> dict[str, PairMarket]:
-    """All pairs of a run whose directory is there, on the scale of its base checkpoint where it has one."""
-    return with_universe(load_markets(run, kept_base(run, directory).scalers), run)
 
 
 def base_members(run: RunConfig, directory: RunDir, market: PairMarket) -> dict[str, Member]:

@@ -10,6 +10,7 @@ import ray
 from envs.market import PairMarket
 from pbt.generation import initial_key, train_segment, training_key
 from pbt.run_dir import member_name
+from pbt.windows import window_numbers
 from rayconf.run_config import RunConfig
 from rayconf.session import Plan
 
@@ -71,7 +72,7 @@ def estimate_lines(run: RunConfig, planned: Plan, pace: Pace) -> Sequence[str]:
     side = f"{pace.slots} {'member' if pace.slots == 1 else 'members side by side'}"
     lines = [f"speed      {pace.steps_per_second:,.0f} steps/s a slot, measured on {side}"]
     for slots in sorted({planned.slots, planned.wanted}):
-        hours = training_hours(run, planned, pace, slots)
+        hours = training_hours(run, planned, pace, slots) * len(window_numbers(run))
         spent = hours * slots
         resources, price, what = run.resources, run.resources.usd_per_cpu_hour, "CPU"
         units = spent * resources.cpus_per_member

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from envs.bars import Bars, join_bars
-from envs.market import Borders, PairMarket, Span, build_market, load_legs, run_borders, split_borders
+from envs.market import Borders, PairMarket, Span, build_market, iso_date, load_legs, run_borders, split_borders
 from envs.scaler import Scaler
 from pbt.hub import fetch_run, is_hub
 from pbt.run_dir import RunDir, open_run
+from pbt.windows import window_numbers
 from rayconf.errors import UserError
 from rayconf.loading import build_config, load_file
 from rayconf.run_config import RunConfig
@@ -52,6 +53,11 @@ class FinishedRun:
         directory.identity = run.identity
         known = tuple(row for row in known_survivors(directory.summary_json) if row["pair"] in run.data.pairs)
         return cls(directory, run, known)
+
+    @property
+    def window(self) -> int:
+        """The window that the survivors are of: the last of a walk-forward; 0: the run is none."""
+        return window_numbers(self.run)[-1]
 
     @property
     def pairs(self) -> list[str]:
@@ -140,12 +146,18 @@ class FinishedRun:
         """First dates of validation and test on the pair's ``dates`` [T], as they were when the run was made."""
         fills = self.fills(pair)
         if not {"train", "validation"} <= fills.keys():
+            if self.window:
+                raise UserError(
+                    f"{self.directory.frame('daily')}: missing, so that the last window's dates are unknown"
+                )
             dated = self.run.split.test_start is not None
             return split_borders(pair, dates, self.run.split) if dated else self._own_borders
         # A split's last fill is one bar before its own last bar, which is the one before the next split's border.
         after = [int(np.searchsorted(dates, fills[split][1], side="right")) + 1 for split in ("train", "validation")]
         far = dates[-1] + np.timedelta64(1, "D")
-        return Borders(*(dates[i] if i < len(dates) else far for i in after))
+        end = self.run.split.test_end
+        validation, test = (dates[i] if i < len(dates) else far for i in after)
+        return Borders(validation, test, None if end is None else iso_date(end, "test_end"))
 
     def pinned(self, market: PairMarket) -> PairMarket:
         """The market with no split beginning before the run's own did."""
@@ -170,7 +182,9 @@ class FinishedRun:
             entry = json.loads(self.directory.summary_json.read_text())["pairs"][pair]
             ends = entry.get("splits", {}).items()
             return {name: (np.datetime64(first, "us"), np.datetime64(last, "us")) for name, (first, last) in ends}
-        table = read_frame(path, ["split", "date"], window=0, scenario="base", pair=pair, policy="equal_weight")
+        table = read_frame(
+            path, ["split", "date"], window=self.window, scenario="base", pair=pair, policy="equal_weight"
+        )
         split, date = (table.column(name).to_numpy(zero_copy_only=False) for name in ("split", "date"))
         return {name: (date[split == name].min(), date[split == name].max()) for name in sorted(set(split))}
 

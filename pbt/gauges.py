@@ -127,8 +127,13 @@ class Gauges:
         for name, (text, tags) in METRICS.items():
             self._gauges[name] = Gauge(name, text, tag_keys=("run", *tags))
             self._gauges[name].set_default_tags({"run": self._directory.name})
-        lineage = keep_last(read_jsonl(self._directory.lineage_journal), KEYS["lineage"])
-        progress = keep_last(read_jsonl(self._directory.progress_journal), KEYS["progress"])
+        lineage, progress = (
+            [row for row in keep_last(read_jsonl(journal), KEYS[name]) if row["window"] == self._directory.window]
+            for journal, name in (
+                (self._directory.lineage_journal, "lineage"),
+                (self._directory.progress_journal, "progress"),
+            )
+        )
         for pair, population in populations.items():
             for row in lineage:
                 if row["pair"] == pair:

@@ -19,9 +19,9 @@ from rayconf.run_config import RunConfig
 from rayconf.storage import place
 
 if TYPE_CHECKING:
-    from envs.market import PairMarket
     from pbt.base import Base
     from pbt.run_dir import RunDir
+    from pbt.windows import Window
     from rayconf.session import Machine
 
 OK, FAILED, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -38,6 +38,7 @@ ALIASES = {
     "wandb_group": "tracking.wandb_group",
     "wandb_tags": "tracking.wandb_tags",
     "base_checkpoint": "stages.base",
+    "walk_forward": "split.walk_forward",
 }
 MAY_DIFFER = (
     "resources.cpus",
@@ -70,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     field.add_argument("--wandb-group", metavar="NAME", help="tracking.wandb_group (WANDB_RUN_GROUP; the run's name)")
     field.add_argument("--wandb-tags", metavar="A,B", help="tracking.wandb_tags (WANDB_TAGS)")
     field.add_argument("--base-checkpoint", metavar="RUN", help="stages.base: survivors to start from, or s3://, hf://")
+    field.add_argument("--walk-forward", metavar="DATES", help="split.walk_forward: first dates of the tests, or N")
     parser.add_argument("--preset", metavar="NAME", help="default, smoke, log-pairs or study (default: default)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML over the preset, e.g. another run's config")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", dest="assignments", help="any field")
@@ -130,29 +132,29 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
     # A cluster is asked what it has when it is joined; a plan without it is this machine's.
     machine = machine_resources(config.resources) if args.address is None else None
 
-    from envs.market import load_markets
-    from envs.universe import with_universe
+    from envs.walk_forward import dated
     from pbt.base import find_base, kept_base
     from pbt.run_dir import RunDir
+    from pbt.windows import windows_of
 
     fresh = not args.resume and not args.extend
     base = find_base(config) if fresh else kept_base(config, RunDir(folder / (config.name or "")))
-    config = base.recorded(config)
+    config = dated(base.recorded(config))
     directory = RunDir(folder / (config.name or ""), config.identity, runs.mirror(config.name or "") if runs else None)
     if fresh and directory.storage.occupied() and not args.dry_run:
         directory.create()  # raises: the name is taken
-    markets = with_universe(load_markets(config, base.scalers), config)
+    windows = windows_of(config, directory, base.scalers)
     working = _training(config, directory, args)
     if machine is not None:
         plan(working, machine)  # raises: no member fits
     if args.extend:
         from pbt.extension import check_features
 
-        check_features(markets, working.data.pairs)
+        check_features(windows[0].markets, working.data.pairs)
     if args.dry_run:
         from pbt.preflight import describe
 
-        describe(config, working, markets, machine, args.address, measured=args.measure)
+        describe(config, working, windows, machine, args.address, measured=args.measure)
         return OK
     if args.resume and _complete(directory):
         print(f"complete; report {directory.shown(directory.report)}")
@@ -164,12 +166,12 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
 
     try:
         if machine is not None:
-            _open(args, config, working, directory, markets, base, machine)
+            _open(args, config, working, directory, windows, base, machine)
         with start_ray(config.resources, args.address) as found:
             if machine is None:  # a cluster that does not answer, or is not fit, leaves no run behind
                 found = fit_cluster(config, args.run_dir if runs else folder, found)
-                _open(args, config, working, directory, markets, base, found)
-            execute(config, directory, markets, found, Console())
+                _open(args, config, working, directory, windows, base, found)
+            execute(config, directory, windows, found, Console())
     except SystemExit:  # SIGTERM
         print(f"pairpbt: terminated; go on with --resume --name {directory.name}", file=sys.stderr)
         return TERMINATED
@@ -197,7 +199,7 @@ def _open(
     config: RunConfig,
     working: RunConfig,
     directory: "RunDir",
-    markets: "dict[str, PairMarket]",
+    windows: "Sequence[Window]",
     base: "Base",
     machine: "Machine",
 ) -> None:
@@ -205,6 +207,7 @@ def _open(
     from pbt.disk import keep_reserve
     from pbt.pipeline import begin, begin_extension
     from pbt.recovery import recover
+    from pbt.windows import plan_lines
     from rayconf.session import plan
 
     if not args.resume and not args.extend:
@@ -219,16 +222,15 @@ def _open(
     if args.resume:
         recover(directory, config)
     elif args.extend:
-        begin_extension(config, directory, markets, working.data.pairs)
+        begin_extension(config, directory, windows[0].markets, working.data.pairs)
     else:
-        begin(config, directory, markets)
+        begin(config, directory, windows)
         for line in base.warnings(config):
             directory.event("plan", line)
             print(f"warning    {line}")
     directory.push()
     keep_reserve(directory)
-    notes = (note for pair in working.data.pairs for note in markets[pair].notes)
-    for line in (*plan(working, machine).lines(), *notes):
+    for line in (*plan(working, machine).lines(), *plan_lines(working, windows)):
         print(line, flush=True)
 
 
@@ -276,6 +278,8 @@ def _extended(args: argparse.Namespace, path: Path) -> RunConfig:
     directory.require()
     if directory.extension.is_file():
         raise UserError(f"--extend: {path} is being extended already; go on with --resume --name {directory.name}")
+    if build_config(load_file(directory.config)).split.walk_forward:
+        raise UserError(f"--extend: {path} is a walk-forward, which takes no more pairs; launch them in another run")
     if not _complete(directory):
         raise UserError(f"--extend: {path} is not finished; finish it with --resume --name {directory.name}")
     return extended_config(directory, args.pairs)
@@ -295,6 +299,7 @@ def _training(config: RunConfig, directory: "RunDir", args: argparse.Namespace) 
 
 def _resumed(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None) -> RunConfig:
     """The stored config, with what may change changed. Raises ``UserError`` naming any other difference."""
+    from envs.walk_forward import dated
     from pbt.run_dir import RunDir
 
     if args.name is None:
@@ -312,6 +317,7 @@ def _resumed(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None) ->
             assign(part, path, value)
             settings = merge(settings, part)
         wanted = build_config(settings)
+    wanted = dated(wanted)
     different = _difference(stored.model_dump(), wanted.model_dump())
     if different is not None:
         path, old, new = different

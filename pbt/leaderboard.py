@@ -20,6 +20,7 @@ from analysis.frames import KEYS, keep_last, read_jsonl
 from pbt.manifest import Population
 from pbt.run_dir import RunDir
 from pbt.search import to_unit
+from pbt.windows import current_window
 from rayconf.loading import build_config, load_file
 from rayconf.run_config import RunConfig
 from rayconf.search import Range
@@ -44,7 +45,8 @@ def run_status(directory: RunDir) -> Status:
         ``schema`` 1; ``run`` (name), ``identity``; ``status`` complete or partial; ``generations`` planned;
         ``updated`` unix s of the last thing known; ``elapsed_seconds`` since the last start or resume, up to
         ``updated``; ``seconds_left`` by the speed since then, null while unknown and in a complete run; ``looks``
-        at the test span; ``failures`` by kind, of the whole run; and ``pairs``, by pair:
+        at the test span; ``failures`` by kind, of the whole run; ``windows`` of a walk-forward (0: none) and
+        ``window``, the one that trains, or the last; and ``pairs`` in that window, by pair:
 
         - ``generation``: finished ones; ``operations``: lineage rows by operation, and ``failures`` by kind;
         - ``best``: of everything validation saw: member, generation, fitness, fitness_se; or null;
@@ -67,14 +69,13 @@ def run_status(directory: RunDir) -> Status:
     ended = max((i for i, event in enumerate(events) if event["kind"] == "done"), default=-1)
     complete = ended >= 0 and not directory.extension.is_file()
     ends = [row for row in progress if row.get("fitness") is not None]
+    directory = current_window(directory, run)
+    here = [[row for row in rows if row.get("window") == directory.window] for rows in (ends, lineage)]
     pairs = {}
     for pair in run.data.pairs:
         manifest = directory.manifest(pair)
         population = Population.read(manifest) if manifest.is_file() else None
-        own = (
-            [row for row in rows if row.get("pair") == pair and row.get("generation") is not None]
-            for rows in (ends, lineage)
-        )
+        own = ([row for row in rows if row.get("pair") == pair and row.get("generation") is not None] for rows in here)
         trouble = _failures([event for event in events if event.get("pair") == pair])
         pairs[pair] = {**_pair_status(run, population, *own), "failures": trouble}
     return {
@@ -83,7 +84,9 @@ def run_status(directory: RunDir) -> Status:
         "identity": run.identity,
         "status": "complete" if complete else "partial",
         "generations": run.pbt.generations,
-        **_times(run, events[: ended + 1] if complete else events, ends, pairs, complete),
+        **_times(run, events[: ended + 1] if complete else events, ends, pairs, directory.window, complete),
+        "window": directory.window,
+        "windows": len(run.split.walk_forward),
         "looks": sum(event["kind"] == "look" for event in events),
         "failures": _failures(events),
         "pairs": pairs,
@@ -94,7 +97,9 @@ def _failures(events: Rows) -> dict[str, int]:
     return dict(sorted(Counter(event["kind"] for event in events if event["kind"] not in ROUTINE).items()))
 
 
-def _times(run: RunConfig, events: Rows, ends: Rows, pairs: Mapping[str, Status], complete: bool) -> Status:
+def _times(
+    run: RunConfig, events: Rows, ends: Rows, pairs: Mapping[str, Status], window: int, complete: bool
+) -> Status:
     starts = [event["wall_time"] for event in events if event["kind"] in ("start", "resume")]
     updated = max((row["wall_time"] for row in (*events, *ends)), default=None)
     began = max(starts, default=None)
@@ -102,6 +107,7 @@ def _times(run: RunConfig, events: Rows, ends: Rows, pairs: Mapping[str, Status]
         return {"updated": updated, "elapsed_seconds": None, "seconds_left": None}
     members = run.pbt.population
     left = members * sum(run.pbt.generations - pair["generation"] for pair in pairs.values() if not pair["ended"])
+    left += members * run.pbt.generations * len(pairs) * (len(run.split.walk_forward) - window)
     since = [row["wall_time"] for row in ends if row["wall_time"] > began]
     seconds = (max(since) - began) * left / len(since) if since and not complete else None
     return {"updated": updated, "elapsed_seconds": updated - began, "seconds_left": seconds}
@@ -239,7 +245,7 @@ def summary_line(status: Status, now: float | None = None) -> str:
     """Where the run stands, in one line."""
     total = status["generations"] * len(status["pairs"])
     done = sum(entry["generation"] for entry in status["pairs"].values())
-    parts = [f"{status['run']}: {status['status']}", f"{done} of {total} generations"]
+    parts = [f"{status['run']}: {status['status']}", f"{_window(status)}{done} of {total} generations"]
     if status["seconds_left"] is not None:
         seconds = int(status["seconds_left"])
         parts.append(f"{seconds // 60}:{seconds % 60:02d} left")
@@ -255,13 +261,18 @@ def pair_lines(status: Status) -> dict[str, str]:
     lines = {}
     for pair, entry in status["pairs"].items():
         leader = entry["members"][0] if entry["members"] else None
-        text = f"{pair}  generation {entry['generation']}/{status['generations']}"
+        text = f"{_window(status)}{pair}  generation {entry['generation']}/{status['generations']}"
         if leader is not None and leader["fitness"] is not None:
             text += f"  fitness best {leader['fitness']:+.2f} ({leader['member']})"
         text += f"  {entry['operations'].get('exploit', 0)} exploits"
         text += "".join(f"  {count} {kind}" for kind, count in entry["failures"].items())
         lines[pair] = text
     return lines
+
+
+def _window(status: Status) -> str:
+    """What precedes the figures of one window of a walk-forward."""
+    return f"window {status['window']}/{status['windows']}  " if status["windows"] else ""
 
 
 def _figure(value: float | None) -> str:

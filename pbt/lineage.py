@@ -10,10 +10,10 @@ from rayconf.run_config import RunConfig
 
 
 def progress_rows(
-    run: RunConfig, identity: str, standing: Standing, iterations: Iterable[Mapping[str, Any]]
+    run: RunConfig, identity: str, standing: Standing, iterations: Iterable[Mapping[str, Any]], window: int = 0
 ) -> list[dict[str, Any]]:
     """A member's iterations of the generation just finished; the last one says how it ranked."""
-    where = {"run": identity, "arm": arm_of(run.pbt, standing.member), "window": 0}
+    where = {"run": identity, "arm": arm_of(run.pbt, standing.member), "window": window}
     rows = [{**where, **row} for row in iterations]
     rows[-1]["fitness_smoothed"] = standing.score
     return rows
@@ -27,6 +27,7 @@ def lineage_row(
     decision: Decision,
     member: Member,
     standing: Standing | None = None,
+    window: int = 0,
 ) -> dict[str, Any]:
     """The decision at the end of ``generation``; hp_* and key are those of the generation that follows.
 
@@ -41,12 +42,13 @@ def lineage_row(
         decision: What was decided.
         member: The member as the decision leaves it.
         standing: How it stood; None at the start.
+        window: Window of a walk-forward; 0: none.
     """
     measured = standing is not None and not standing.lost
     row: dict[str, Any] = {
         "run": identity,
         "arm": arm_of(run.pbt, decision.member),
-        "window": 0,
+        "window": window,
         "pair": pair,
         "generation": generation,
         "member": decision.member,

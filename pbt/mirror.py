@@ -8,6 +8,7 @@ them, a manifest is the commit, and ``summary.json`` comes last, because it says
 import atexit
 import contextlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -18,25 +19,32 @@ from rayconf.errors import UserError
 from rayconf.remote_storage import RemoteStorage
 from rayconf.storage import Storage, StorageError, Wanted
 
-MEMBERS, TUNE = "members/", "tune/"
+TRAINED = ("members/", "tune/")
 """What workers write, straight to the URI."""
-LEFT = (MEMBERS, TUNE, "backtests/", "replays/")
+LEFT = (*TRAINED, "backtests/", "replays/")
 """What a working copy does without."""
 HERE = ("state/reserve",)
 """What only the machine of the driver needs."""
 COMMITS = ("config.yaml", "extension.yaml", "base/", "state/")
 """What a resume goes on from."""
+WINDOW = re.compile(r"^windows/[0-9]+/")
+"""Folder of a window of a walk-forward, which is laid out as the run is."""
 Signature = tuple[int, int, int]
 
 
 def working(name: str) -> bool:
     """What a resume, and whatever else works on a run, needs of it."""
-    return not name.startswith(LEFT)
+    return not _bare(name).startswith(LEFT)
 
 
 def committed(name: str) -> bool:
     """What a run has committed so far."""
-    return name.startswith(COMMITS)
+    return _bare(name).startswith(COMMITS)
+
+
+def _bare(name: str) -> str:
+    """A file's name in its window, or in the run where it is of none."""
+    return WINDOW.sub("", name)
 
 
 class Mirror:
@@ -85,7 +93,7 @@ class Mirror:
         for folder, _, names in os.walk(self.folder):
             for path in (Path(folder, name) for name in names if not name.endswith(".tmp")):
                 name = path.relative_to(self.folder).as_posix()
-                if name not in HERE and not name.startswith((MEMBERS, TUNE)):
+                if name not in HERE and not _bare(name).startswith(TRAINED):
                     with contextlib.suppress(FileNotFoundError):
                         yield name, _signature(path)
 
@@ -100,6 +108,7 @@ def _stage(name: str) -> int:
     """Place of a file in the order of a push."""
     if name == "summary.json":
         return 2
+    name = _bare(name)
     return int(name.startswith("state/") and name.count("/") == 1 and name.endswith(".json"))
 
 

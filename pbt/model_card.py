@@ -117,7 +117,14 @@ class Card:
         rows = [row for row in self.summary.to_pylist() if row["pair"] == pair]
         if not rows:
             return
-        first, last = (escaped(date[:10]) for date in self.entries[pair]["splits"].get("test", ("?", "?")))
+        windows = self.entries[pair].get("windows", [])
+        ends = [own["splits"] for own in windows] or [self.entries[pair]["splits"]]
+        unknown = ("?", "?")
+        first, last = (escaped(ends[at].get("test", unknown)[at][:10]) for at in (0, -1))
+        walked = (
+            f" These are the tests of {len(windows)} windows of a walk-forward strung together; the policies published "
+            f"here are the last window's, tested from {escaped(ends[-1]['test'][0][:10])} on."
+        )
         terms = f"{rows[0]['cost_bps']:g} bps a side, lag {rows[0]['lag']}"
         lines = [
             [
@@ -132,7 +139,7 @@ class Card:
             f"## Test of {escaped(pair)}",
             "",
             f"{first} to {last}, {rows[0]['days']} days, {terms}. The ensemble is the headline; what stands below the "
-            "survivors are baselines.",
+            f"survivors are baselines.{walked if windows else ''}",
             "",
             *_table(["policy", "Sharpe", "95 % interval", *(heading for _, heading, _ in FIGURES)], lines),
         ]

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -17,9 +17,10 @@ from algos.policy import EnsemblePolicy
 from analysis.frames import KEYS, daily_schema, evidence_schema, read_frame, read_jsonl, write_frame, write_text
 from analysis.report import write_report
 from analysis.statistics import evidence_of, evidence_rows
-from analysis.summary import build_summary, with_deflated, write_summary
+from analysis.summary import build_summary, headline_window, with_deflated, write_summary
 from analysis.tables import print_final_table
 from analysis.timing import time_line, time_split
+from analysis.walk_forward import strung
 from envs.market import PairMarket
 from envs.training_bars import TrainingBars
 from pbt import fitness
@@ -30,7 +31,7 @@ from pbt.gauges import Gauges
 from pbt.manifest import Population
 from pbt.population import PairClock, PairPopulation
 from pbt.progress import ProgressView
-from pbt.results import known_notes, write_events, write_summary_json, write_training_frames
+from pbt.results import known_notes, window_entries, write_events, write_summary_json, write_training_frames
 from pbt.run_dir import RunDir
 from pbt.scheduler import Listener
 from pbt.simulator import ENSEMBLE, Policies, backtest
@@ -38,6 +39,7 @@ from pbt.startup import StartUp
 from pbt.survivors import Survivor, export, load_survivors
 from pbt.tracking import Tracking
 from pbt.training import train
+from pbt.windows import Window, numbered
 from rayconf.run_config import RunConfig
 from rayconf.session import Machine, plan
 
@@ -62,12 +64,13 @@ def other_versions(run: RunConfig) -> list[str]:
     return [f"{name} {was} (here {here[name]})" for name, was in run.versions.items() if here.get(name, was) != was]
 
 
-def begin(run: RunConfig, directory: RunDir, markets: Mapping[str, PairMarket]) -> None:
+def begin(run: RunConfig, directory: RunDir, windows: Sequence[Window]) -> None:
     """Write the config and the first events of a fresh run."""
     write_text(directory.config, with_versions(run).to_yaml())
     directory.event("start", f"seed {run.seed}")
-    for pair, market in markets.items():
-        directory.event("plan", "\n".join((*market.notes, *_fitness_note(run, market))), pair=pair)
+    for window in windows:
+        for pair, market in window.markets.items():
+            window.directory.event("plan", "\n".join((*market.notes, *_fitness_note(run, market))), pair=pair)
 
 
 def begin_extension(run: RunConfig, directory: RunDir, markets: Mapping[str, PairMarket], new: Sequence[str]) -> None:
@@ -90,28 +93,55 @@ def _fitness_note(run: RunConfig, market: PairMarket) -> tuple[str, ...]:
     return (f"{market.pair}: validation holds {windows} rolling windows only, so fitness pools the whole span",)
 
 
-def execute(
-    run: RunConfig, directory: RunDir, markets: Mapping[str, PairMarket], machine: Machine, console: Console
-) -> None:
-    """Train what is not trained yet, then back-test and report; Ray is up."""
+def execute(run: RunConfig, directory: RunDir, windows: Sequence[Window], machine: Machine, console: Console) -> None:
+    """Train what is not trained yet, window by window, then back-test and report; Ray is up."""
     if machine.dashboard is not None:
         console.print(f"dashboard  {machine.dashboard}", highlight=False, soft_wrap=True)
-    new = joining(directory, run)
-    references = {pair: ray.put(replace(markets[pair], training=None)) for pair in new}
-    training = _put_once({pair: markets[pair].training for pair in new})
+    pairs, start_up = joining(directory, run), StartUp(directory)
+    done = [train_window(window, pairs, len(windows), machine, console, start_up) for window in windows]
+    finish(run, directory, done)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A trained window."""
+
+    window: Window
+    references: Mapping[str, ray.ObjectRef]
+    """Markets in the object store, by pair; a pair without one was finished before."""
+    populations: Mapping[str, Population]
+    tracking: Tracking
+
+
+def train_window(
+    window: Window, pairs: Sequence[str], count: int, machine: Machine, console: Console, start_up: StartUp
+) -> Done:
+    """Train what is not trained yet of a window.
+
+    Args:
+        window: The window.
+        pairs: Those that train.
+        count: Windows of the run.
+        machine: Where.
+        console: Where progress is shown.
+        start_up: The run's, which notes the first steps of all windows.
+    """
+    run, directory, markets = window.run, window.directory, window.markets
+    references = {pair: ray.put(replace(markets[pair], training=None)) for pair in pairs}
+    training = _put_once({pair: markets[pair].training for pair in pairs})
     slots = plan(run, machine).slots
     populations = {pair: load_population(run, directory, market) for pair, market in markets.items()}
     directory.push()
     tracking = Tracking(run, directory)
+    told = f"window {window.number}/{count}  " if window.number else ""
     with Gauges(run, directory, populations) as gauges:
         try:
-            with ProgressView(run, populations, console) as view:
-                listeners: list[Listener] = [StartUp(directory), view, tracking, gauges]
+            with ProgressView(run, populations, console, told) as view:
+                listeners: list[Listener] = [start_up, view, tracking, gauges]
                 train(run, directory, references, populations, slots, listeners, training, elastic=machine.joined)
         finally:
             tracking.close()
-        committed = {pair: p.committed for pair, p in populations.items()}
-        finish(run, directory, markets, references, committed, tracking)
+    return Done(window, references, {pair: p.committed for pair, p in populations.items()}, tracking)
 
 
 def _put_once(training: Mapping[str, TrainingBars | None]) -> dict[str, ray.ObjectRef]:
@@ -123,69 +153,72 @@ def _put_once(training: Mapping[str, TrainingBars | None]) -> dict[str, ray.Obje
     return {pair: kept[id(bars)] for pair, bars in training.items() if bars is not None}
 
 
-def finish(
-    run: RunConfig,
-    directory: RunDir,
-    markets: Mapping[str, PairMarket],
-    references: Mapping[str, ray.ObjectRef],
-    populations: Mapping[str, Population],
-    tracking: Tracking,
-) -> None:
+def finish(run: RunConfig, directory: RunDir, done: Sequence[Done]) -> None:
     """Survivors, backtest, frames, summary and report of a trained run.
 
     Pairs without a reference were finished before: their survivors and daily rows stay as they are.
     """
-    lineage = write_training_frames(run, directory, markets, populations)
-    survivors: dict[str, list[Survivor]] = {}
-    for pair, population in populations.items():
-        survivors[pair] = load_survivors(run, directory, population, markets[pair])
-        for survivor in survivors[pair] if pair in references else ():
-            export(run, directory, markets[pair], survivor, lineage)
-    missing = [pair for pair, ranked in survivors.items() if not ranked]
-    if missing:
-        raise NoSurvivorError(f"{', '.join(missing)}: no survivor, every account was ruined or diverged on validation")
-    extended = len(references) < len(survivors)
+    lineage = write_training_frames(run, directory, [(one.window, one.populations) for one in done])
+    survivors = [_survivors(one, directory if one is done[-1] else one.window.directory, lineage) for one in done]
+    references, last = done[-1].references, survivors[-1]
+    extended = len(references) < len(last)
     for which in references if extended else (None,):  # the finished pairs of an extension are not looked at again
         directory.event("look", "launch: survivors, ensemble and baselines over all scenarios", pair=which)
     directory.push()
-    policies = {pair: _policies(survivors[pair]) for pair in references}
-    rows, prepared = backtest(run, directory.identity, references, policies)
+    blocks = []
+    for one, ranked in zip(done, survivors, strict=True):
+        policies = {pair: _policies(ranked[pair]) for pair in one.references}
+        rows, prepared = backtest(one.window.run, directory.identity, one.references, policies)
+        blocks.append(numbered(rows, one.window.number))
     notes: dict[str, dict[str, Any]] = {
         pair: {
-            "trials": run.pbt.population * populations[pair].generation,
+            "trials": run.pbt.population * sum(one.populations[pair].generation for one in done),
             "zscore": str(p.zscore),
             "static_gross": list(p.static),
         }
         for pair, p in prepared.items()
     }
+    rows = pa.concat_tables(blocks)
     if extended:
         before = read_frame(directory.frame("daily"))
-        kept = pc.is_in(before.column("pair"), pa.array([pair for pair in survivors if pair not in references]))
+        kept = pc.is_in(before.column("pair"), pa.array([pair for pair in last if pair not in references]))
         rows = pa.concat_tables([rows, before.filter(kept)])
-        notes |= known_notes(directory, [pair for pair in survivors if pair not in references])
+        notes |= known_notes(directory, [pair for pair in last if pair not in references])
+    rows = pa.concat_tables([strung(rows), rows])
     daily = write_frame(rows, daily_schema(), KEYS["daily"], directory.frame("daily"))
-    found = evidence_of(
-        daily,
-        read_frame(directory.frame("validation")),
-        lineage,
-        read_jsonl(directory.events_journal),
-        annual={pair: market.sessions_per_year for pair, market in markets.items()},
-    )
-    write_frame(
-        evidence_rows(found, directory.identity), evidence_schema(), KEYS["evidence"], directory.frame("evidence")
-    )
-    summary = summary_of(run, markets, _known(survivors), daily)
-    summary = write_summary(with_deflated(summary, {pair: one.deflated for pair, one in found.items()}), directory.path)
+    markets = done[-1].window.markets
+    by_window = {
+        number: evidence_of(
+            daily,
+            read_frame(directory.frame("validation")),
+            lineage,
+            read_jsonl(directory.events_journal),
+            window=number,
+            annual={pair: market.sessions_per_year for pair, market in markets.items()},
+            thorough=number == headline_window(daily),
+        )
+        for number in sorted(set(daily.column("window").to_pylist()))
+    }
+    judged = [row for number, found in by_window.items() for row in evidence_rows(found, directory.identity, number)]
+    write_frame(judged, evidence_schema(), KEYS["evidence"], directory.frame("evidence"))
+    summary = summary_of(run, markets, _known(survivors, [one.window.number for one in done]), daily)
+    for number, found in by_window.items():
+        summary = with_deflated(summary, {pair: item.deflated for pair, item in found.items()}, number)
+    summary = write_summary(summary, directory.path)
+    found = by_window[headline_window(daily)]
     directory.event("done")
     write_events(directory)
     write_report(directory.path, found)
-    verdicts = {pair: one.sentence() for pair, one in found.items()}
-    tracking.results(verdicts)
-    write_summary_json(directory, summary, survivors, notes, found, "complete")  # last: it says that the run is whole
+    verdicts = {pair: item.sentence() for pair, item in found.items()}
+    done[-1].tracking.results(verdicts)
+    for pair, entries in window_entries([one.window for one in done], summary).items():
+        notes[pair]["windows"] = entries
+    write_summary_json(directory, summary, last, notes, found, "complete")  # last: it says that the run is whole
     directory.push(everything=True)
     print_final_table(summary, daily, verdicts)
     print(time_line(time_split(read_jsonl(directory.progress_journal))))
-    directory.storage.within("tune").clear()
+    for one in done:
+        one.window.directory.storage.within("tune").clear()
     if directory.extension.is_file():
         directory.extension.replace(directory.config)
     directory.reserve.unlink(missing_ok=True)
@@ -210,21 +243,45 @@ def load_population(run: RunConfig, directory: RunDir, market: PairMarket) -> Pa
     return PairPopulation(run, directory, clock, committed)
 
 
+def _survivors(done: Done, home: RunDir, lineage: Sequence[Mapping[str, Any]]) -> dict[str, list[Survivor]]:
+    """The survivors of a window by pair, written to ``home``.
+
+    Raises:
+        NoSurvivorError: A pair has none.
+    """
+    window, found = done.window, {}
+    rows = [row for row in lineage if row["window"] == window.number]
+    for pair, population in done.populations.items():
+        found[pair] = load_survivors(window.run, window.directory, population, window.markets[pair])
+        for survivor in found[pair] if pair in done.references else ():
+            export(window.run, home, window.markets[pair], survivor, rows)
+    missing = [pair for pair, ranked in found.items() if not ranked]
+    if missing:
+        where = f"window {window.number}: " if window.number else ""
+        raise NoSurvivorError(
+            f"{where}{', '.join(missing)}: no survivor, every account was ruined or diverged on validation"
+        )
+    return found
+
+
 def _policies(ranked: list[Survivor]) -> Policies:
     ensemble = EnsemblePolicy([survivor.policy for survivor in ranked])
     return {ENSEMBLE: ensemble, **{survivor.name: survivor.policy for survivor in ranked}}
 
 
-def _known(survivors: Mapping[str, list[Survivor]]) -> list[dict[str, Any]]:
+def _known(survivors: Sequence[Mapping[str, list[Survivor]]], numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Survivors as ``build_summary`` takes them, of each window."""
     return [
         {
+            "window": number,
             "pair": pair,
             "policy": survivor.name,
             "rank": survivor.rank,
             "member": survivor.snapshot.member,
             "generation": survivor.snapshot.generation,
         }
-        for pair, ranked in survivors.items()
+        for number, by_pair in zip(numbers, survivors, strict=True)
+        for pair, ranked in by_pair.items()
         for survivor in ranked
     ]
 

@@ -44,7 +44,7 @@ def start(
     bases = {member.state: member.parent for member in members.values() if member.state is not None}
     population = Population(pair, 0, "running", members, bases=bases)
     rows = [
-        lineage_row(run, directory.identity, pair, 0, decision, members[decision.member])
+        lineage_row(run, directory.identity, pair, 0, decision, members[decision.member], window=directory.window)
         for decision in (Decision(n, "start", n, m.hyperparameters, copied=copied) for n, m in members.items())
     ]
     append_jsonl(directory.lineage_journal, rows)
@@ -269,17 +269,17 @@ class PairPopulation:
         members: dict[str, Member],
         standings: dict[str, Standing],
     ) -> None:
-        run, identity = self._run, self._directory.identity
+        run, identity, window = self._run, self._directory.identity, self._directory.window
         progress = [
             row
             for name, result in sorted(self._results.items())
             if result is not None
-            for row in progress_rows(run, identity, standings[name], result["iterations"])
+            for row in progress_rows(run, identity, standings[name], result["iterations"], window)
         ]
         append_jsonl(self._directory.progress_journal, progress)
         self.journaled = progress
         rows = [
-            lineage_row(run, identity, self.pair, generation, d, members[d.member], standings[d.member])
+            lineage_row(run, identity, self.pair, generation, d, members[d.member], standings[d.member], window)
             for d in decisions
         ]
         append_jsonl(self._directory.lineage_journal, rows)

@@ -1,10 +1,10 @@
 """What is looked at before a run starts: the cluster's room and nodes, the plan, and what it will take."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from envs.market import PairMarket
 from pbt.search import space_lines
+from pbt.windows import Window, plan_lines
 from rayconf.doctor import ensure_nodes
 from rayconf.nodes import bring_up_slots
 from rayconf.run_config import RunConfig
@@ -40,7 +40,7 @@ def with_room(run: RunConfig, found: Machine) -> Machine:
 def describe(
     run: RunConfig,
     training: RunConfig,
-    markets: Mapping[str, PairMarket],
+    windows: Sequence[Window],
     machine: Machine | None,
     address: str | None,
     *,
@@ -51,7 +51,7 @@ def describe(
     Args:
         run: The run.
         training: The same, with the pairs alone that will be trained.
-        markets: Markets by pair.
+        windows: Its windows.
         machine: This machine; None: a cluster at ``address``, which is joined and asked.
         address: Where the cluster is.
         measured: Whether to train for some updates, in a Ray, for hours and cost.
@@ -65,11 +65,11 @@ def describe(
                 from pbt.estimate import estimate_lines, measure  # with RLlib, which takes seconds
 
                 planned = plan(training, with_room(run, found))
-                pace = measure(training, markets[training.data.pairs[0]], planned.slots)
+                pace = measure(training, windows[-1].markets[training.data.pairs[0]], planned.slots)
                 estimate = estimate_lines(training, planned, pace)
             else:
                 planned = plan(training, found)
-    for line in (*planned.lines(), *estimate, *(note for pair in training.data.pairs for note in markets[pair].notes)):
+    for line in (*planned.lines(), *estimate, *plan_lines(training, windows)):
         print(line)
     print("search space")
     for line in space_lines(run):

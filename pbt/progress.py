@@ -22,8 +22,10 @@ NAMED_PARTS = 4
 class ProgressView:
     """Per pair: generation, best and median fitness, hyperparameters of the best; speed, time left, where time goes."""
 
-    def __init__(self, run: RunConfig, populations: Mapping[str, PairPopulation], console: Console) -> None:
-        self._run, self._populations, self._console = run, populations, console
+    def __init__(
+        self, run: RunConfig, populations: Mapping[str, PairPopulation], console: Console, window: str = ""
+    ) -> None:
+        self._run, self._populations, self._console, self._window = run, populations, console, window
         self._rows: dict[str, tuple[float, float, Mapping[str, float]]] = {}
         done = sum(p.generation * len(p.committed.members) for p in populations.values())
         self._total = run.pbt.generations * sum(len(p.committed.members) for p in populations.values()) - done
@@ -84,7 +86,7 @@ class ProgressView:
         best, median, values = self._rows[population.pair]
         numbers = ", ".join(f"{name} {value:.2g}" for name, value in values.items())
         return (
-            f"{population.pair}  generation {population.generation}/{self._run.pbt.generations}  "
+            f"{self._window}{population.pair}  generation {population.generation}/{self._run.pbt.generations}  "
             f"fitness best {best:+.2f} median {median:+.2f}  ({numbers})  "
             f"{self._speed / 1e3:.0f}k steps/s  {self._left()} left  {time_line(self._seconds, NAMED_PARTS)}"
         )
@@ -92,7 +94,8 @@ class ProgressView:
     def _table(self) -> Table:
         failures = f"  {self._failures} retried" if self._failures else ""
         table = Table(
-            title=f"{self._run.name or ''}  {self._speed / 1e3:.0f}k steps/s  {self._left()} left{failures}",
+            title=f"{self._run.name or ''}  {self._window}{self._speed / 1e3:.0f}k steps/s  {self._left()} left"
+            f"{failures}",
             title_justify="left",
             caption=time_line(self._seconds) if self._seconds else None,
             caption_justify="left",

@@ -6,6 +6,7 @@ from analysis.frames import KEYS, append_jsonl, keep_last, read_jsonl
 from pbt.manifest import Population
 from pbt.run_dir import RunDir
 from pbt.store import StateStore
+from pbt.windows import window_numbers
 from rayconf.errors import UserError
 from rayconf.run_config import RunConfig
 
@@ -15,32 +16,40 @@ class DamagedRunError(RuntimeError):
 
 
 def recover(directory: RunDir, run: RunConfig) -> None:
-    """Bring manifests, journals and states back to the last whole commit of every pair.
+    """Bring manifests, journals and states back to the last whole commit of every pair, in every window.
 
     Raises:
         DamagedRunError: A pair has none.
         UserError: A pair's manifests cannot be read.
     """
     committed = {}
-    for pair in run.data.pairs:
-        population = last_whole(directory, pair)
-        if population is not None:
-            committed[pair] = population
+    windows = [directory.in_window(number) for number in window_numbers(run)]
+    for window in windows:
+        for pair in run.data.pairs:
+            population = last_whole(window, pair)
+            if population is not None:
+                committed[window.window, pair] = population
     directory.push()
     # Sweeping comes before the journals, for it makes room where the disk was full.
-    needed: set[str] = set().union(*(population.states() for population in committed.values()), set())
-    StateStore(directory.storage).sweep(needed)
+    for window in windows:
+        states = (population.states() for (number, _), population in committed.items() if number == window.window)
+        needed: set[str] = set().union(*states)
+        StateStore(window.storage).sweep(needed)
     for journal, key in ((directory.progress_journal, "progress"), (directory.lineage_journal, "lineage")):
         rows = [
             row
             for row in keep_last(read_jsonl(journal), KEYS[key])
-            if row["pair"] in committed and row["generation"] <= committed[row["pair"]].generation
+            if (of := (row["window"], row["pair"])) in committed and row["generation"] <= committed[of].generation
         ]
         fresh = journal.with_suffix(".tmp")  # renamed over the old one: a kill here loses neither
         fresh.unlink(missing_ok=True)
         append_jsonl(fresh, rows)
         fresh.replace(journal)
-    directory.event("resume", ", ".join(f"{pair} at generation {p.generation}" for pair, p in committed.items()))
+    places = (
+        f"{f'window {number} ' if number else ''}{pair} at generation {population.generation}"
+        for (number, pair), population in committed.items()
+    )
+    directory.event("resume", ", ".join(places))
 
 
 def last_whole(directory: RunDir, pair: str) -> Population | None:

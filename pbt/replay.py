@@ -61,22 +61,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _replay(args: argparse.Namespace) -> int:
     from analysis.frames import read_frame
-    from pbt.base import markets_of
+    from pbt.base import kept_base
     from pbt.pipeline import other_versions
     from pbt.run_dir import open_run
     from pbt.segments import base_state, difference, retrain, segments_of
     from pbt.store import StateStore
+    from pbt.windows import window_numbers, windows_of
     from rayconf.session import start_ray
 
     directory = open_run(args.run)
     directory.require()
     run = build_config(load_file(directory.config))
     directory.identity = run.identity
+    directory = directory.in_window(window_numbers(run)[-1])  # whose survivors are those of the run
     snapshot = _chosen(run, directory, args)
-    lineage = read_frame(directory.frame("lineage"), pair=args.pair).to_pylist()
+    lineage = read_frame(directory.frame("lineage"), pair=args.pair, window=directory.window).to_pylist()
     segments, store = segments_of(run, lineage, args.pair, snapshot), StateStore(directory.storage)
     base = base_state(segments, store)
-    market = markets_of(run, directory)[args.pair]
+    window = windows_of(run, directory, kept_base(run, directory).scalers)[-1]
+    run, market = window.run, window.markets[args.pair]
     for line in _warnings(run, other_versions(run)):
         print(f"warning    {line}", flush=True)
 
@@ -137,6 +140,7 @@ def _conclude(
     from analysis.frames import read_frame
     from pbt.results import write_events
     from pbt.survivors import policy_from_state
+    from pbt.windows import numbered
 
     policy = policy_from_state(done[-1].trained.state, run, market.scaler.names)
     # Equal states have the test results that the run already holds; any others would be a new look at the test span.
@@ -147,9 +151,11 @@ def _conclude(
         directory.push(everything=True)
     splits = ("test", "train", "validation") if args.test or known else ("train", "validation")
     name = f"survivor-{args.rank}"
-    recorded = read_frame(directory.frame("daily"), scenario="base", pair=args.pair, policy=name)
+    recorded = read_frame(
+        directory.frame("daily"), scenario="base", pair=args.pair, policy=name, window=directory.window
+    )
     identity = recorded.column("run")[0].as_py() + ("" if args.seed is None else f"-replay{args.seed}")
-    daily = _daily(run, market, name, policy, splits, identity)
+    daily = numbered(_daily(run, market, name, policy, splits, identity), directory.window)
     verdicts, code = _verdicts(args, market.sessions_per_year, recorded, daily, done)
     target = _write(directory, args, run, market, policy, snapshot, done, daily)
     directory.push(everything=True)

@@ -39,19 +39,25 @@ class RunDir:
         path: The run's directory.
         identity: The run's identity, which its rows carry; needed to journal.
         mirror: Where ``path`` is but the driver's working copy, the run itself at a URI; members write there.
+        window: Window of a walk-forward, from 1, as which the run is seen: what it trains lies below
+            ``windows/<window>``, and its rows carry its number. 0: the run itself.
     """
 
-    def __init__(self, path: Path, identity: str = "", mirror: Mirror | None = None) -> None:
+    def __init__(self, path: Path, identity: str = "", mirror: Mirror | None = None, window: int = 0) -> None:
         self.path = path
         self.identity = identity
+        self.window = window
         self._mirror = mirror
-        self.storage: Storage = LocalStorage(path) if mirror is None else mirror.home
-        """Where the run lies for every node."""
+        self._home: Storage = LocalStorage(path) if mirror is None else mirror.home
+        self.storage: Storage = self._home.within(f"windows/{window}") if window else self._home
+        """Where the run, or the window of it, lies for every node."""
+        trained = path / "windows" / str(window) if window else path
         self.config = path / "config.yaml"
         self.extension = path / "extension.yaml"
         self.frames = path / "frames"
         self.state = path / "state"
-        self.survivors = path / "survivors"
+        self.manifests = trained / "state"
+        self.survivors = trained / "survivors"
         self.replays = path / "replays"
         self.base = path / "base"
         self.tensorboard = path / "tensorboard"
@@ -68,6 +74,10 @@ class RunDir:
     def name(self) -> str:
         """The run's name."""
         return self.path.name
+
+    def in_window(self, window: int) -> "RunDir":
+        """The same run as a window of its walk-forward sees it; 0: the run itself."""
+        return RunDir(self.path, self.identity, self._mirror, window)
 
     def create(self) -> None:
         """Make the directory. Raises ``UserError`` when it exists or cannot be made."""
@@ -105,7 +115,7 @@ class RunDir:
         """A path of the run as its user knows it."""
         if self._mirror is None or not path.is_relative_to(self.path):
             return str(path)
-        return self.storage.shown("" if path == self.path else path.relative_to(self.path).as_posix())
+        return self._home.shown("" if path == self.path else path.relative_to(self.path).as_posix())
 
     @property
     def config_in_force(self) -> Path:
@@ -114,11 +124,11 @@ class RunDir:
 
     def manifest(self, pair: str) -> Path:
         """The committed state of a pair's population."""
-        return self.state / f"{folder_name(pair)}.json"
+        return self.manifests / f"{folder_name(pair)}.json"
 
     def manifest_before(self, pair: str) -> Path:
         """The commit before the last one, which the pair goes back to when a state is damaged."""
-        return self.state / "previous" / f"{folder_name(pair)}.json"
+        return self.manifests / "previous" / f"{folder_name(pair)}.json"
 
     def survivor(self, pair: str, rank: int) -> Path:
         """Folder of one survivor."""
@@ -139,7 +149,7 @@ class RunDir:
             "seq": len(read_jsonl(self.events_journal)),
             "run": self.identity,
             "kind": kind,
-            "window": 0,
+            "window": self.window,
             **where,
             "detail": detail,
         }

@@ -19,6 +19,7 @@ from pbt.leaderboard import Status, leaderboard, pair_lines, run_status, summary
 from pbt.manifest import Population
 from pbt.mirror import committed, refusing
 from pbt.run_dir import RunDir, open_run
+from pbt.windows import current_window
 from rayconf.errors import OneLineParser, UserError
 from rayconf.loading import build_config, load_file
 from rayconf.storage import place
@@ -34,7 +35,9 @@ def status_table(directory: RunDir) -> Table:
     run = build_config(load_file(directory.config_in_force))
     events = read_jsonl(directory.events_journal)
     done = any(event["kind"] == "done" for event in events) and not directory.extension.is_file()
-    table = Table(title=f"{directory.name}: {'complete' if done else 'not complete'}", title_justify="left")
+    directory, count = current_window(directory, run), len(run.split.walk_forward)
+    where = f", window {directory.window} of {count}" if count else ""
+    table = Table(title=f"{directory.name}: {'complete' if done else 'not complete'}{where}", title_justify="left")
     for column in ("pair", "generation", "best fitness", "median", "best of all", "retried", "lost"):
         table.add_column(column, justify="left" if column == "pair" else "right")
     progress = read_jsonl(directory.progress_journal)
@@ -49,7 +52,8 @@ def status_table(directory: RunDir) -> Table:
         last = [
             row["fitness"]
             for row in progress
-            if row["pair"] == pair and row["generation"] == population.generation and row.get("fitness") is not None
+            if (row["window"], row["pair"], row["generation"]) == (directory.window, pair, population.generation)
+            and row.get("fitness") is not None
         ]
         best = population.archive[0] if population.archive else None
         trouble = [event["kind"] for event in events if event.get("pair") == pair]

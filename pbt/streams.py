@@ -23,13 +23,21 @@ class Stream:
     pair: str
     member: str
     arm: str
+    window: int = 0
+    """Window of a walk-forward; 0: none."""
     hyperparameters: Mapping[str, float] = field(default_factory=dict, compare=False)
     """What it started with."""
 
     @property
     def name(self) -> str:
-        """``AAA_BBB-m00``: the stream's folder or title."""
-        return f"{folder_name(self.pair)}-{self.member}"
+        """``AAA_BBB-m00``, in a walk-forward ``w1-AAA_BBB-m00``: the stream's folder or title."""
+        return "-".join(self.parts)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What its name is made of."""
+        window = (f"w{self.window}",) if self.window else ()
+        return *window, folder_name(self.pair), self.member
 
 
 class Tracker(Protocol):
@@ -57,7 +65,7 @@ def numbers(row: Row) -> dict[str, float]:
 
 
 class Streams:
-    """The members of a run with their progress so far, from its journals."""
+    """The members of a run, or of a window of it, with their progress so far, from its journals."""
 
     def __init__(self, directory: RunDir) -> None:
         self._directory = directory
@@ -67,7 +75,7 @@ class Streams:
                 name.removeprefix("hp_"): value for name, value in row.items() if name.startswith("hp_")
             }
             for row in read_jsonl(directory.lineage_journal)
-            if row["generation"] == 0
+            if row["generation"] == 0 and row["window"] == directory.window
         }
 
     def split(self, rows: Iterable[Row]) -> dict[Stream, list[Row]]:
@@ -76,10 +84,11 @@ class Streams:
         for row in rows:
             key = (row["pair"], row["member"])
             if key not in self._known:
-                self._known[key] = Stream(*key, row["arm"], self._starts.get(key, {}))
+                self._known[key] = Stream(*key, row["arm"], row["window"], self._starts.get(key, {}))
             found.setdefault(self._known[key], []).append(row)
         return {stream: sorted(own, key=lambda row: row["iteration"]) for stream, own in found.items()}
 
     def so_far(self) -> dict[Stream, list[Row]]:
         """All that is committed."""
-        return self.split(keep_last(read_jsonl(self._directory.progress_journal), KEYS["progress"]))
+        rows = keep_last(read_jsonl(self._directory.progress_journal), KEYS["progress"])
+        return self.split(row for row in rows if row["window"] == self._directory.window)

@@ -160,6 +160,8 @@ class WandbRuns:
 
     def _begin(self, stream: Stream) -> None:
         labels = {"pair": stream.pair, "member": stream.member, "arm": stream.arm}
+        if stream.window:
+            labels["window"] = str(stream.window)
         config = {**labels, "hyperparameters": dict(stream.hyperparameters)}
         run = self._init(self._id(stream), stream.name, "member", config)
         run.define_metric("env_steps", hidden=True)
@@ -236,7 +238,7 @@ class WandbRuns:
         self._late = True
 
     def _id(self, stream: Stream) -> str:
-        return run_id(self._directory, folder_name(stream.pair), stream.member)
+        return run_id(self._directory, *stream.parts)
 
     def _logs(self, identity: str) -> list[Path]:
         """Folders of W&B's logs of a run, of any session."""

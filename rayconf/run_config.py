@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from rayconf.keys import derive_key
 from rayconf.search import MUTABLE, Range, idle_fields
 from rayconf.sections import (
     DEFAULT_FRACTIONS,
@@ -148,6 +149,9 @@ class RunConfig(Section):
                 raise ValueError(f"data.transferred: {pair!r} is not in data.pairs")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             raise ValueError(f"name: {self.name!r} must be letters, digits, '.', '_' or '-'")
+        if self.split.walk_forward and (self.stages.base is not None or self.data.transferred):
+            what = "stages.base" if self.stages.base is not None else "data.transferred"
+            raise ValueError(f"split.walk_forward: leave {what} out; what was trained before may have seen the tests")
         self._check_terms()
         for field in ("min_gain", "max_overfitting"):
             if getattr(self.pbt, field) is not None and self.env.mapping != "residual":
@@ -231,6 +235,14 @@ class RunConfig(Section):
     def starts_from_base(self, pair: str) -> bool:
         """Whether the pair started from the run's base checkpoint, whose scale of features it keeps."""
         return self.stages.base_digest is not None and pair not in self.data.transferred
+
+    def window(self, number: int, validation_start: str, test_start: str, test_end: str | None) -> "RunConfig":
+        """The ordinary run that window ``number`` (from 1) of a walk-forward is: its own dates, and its own seed."""
+        dates = {"validation_start": validation_start, "test_start": test_start, "test_end": test_end}
+        split = self.split.model_copy(update={"walk_forward": (), **dates})
+        # 31 bits, as small as people write seeds.
+        seed = derive_key(self.seed, "window", number) % 2**31
+        return self.model_copy(update={"split": split, "seed": seed})
 
     def with_values(self, values: dict[str, float]) -> "RunConfig":
         """A copy with the named hyperparameters of ``search`` set to the given values, whole numbers as such."""

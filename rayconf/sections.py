@@ -1,5 +1,7 @@
 """The sections of a run's description. The docstring under a field is its documentation, everywhere."""
 
+from datetime import date, datetime
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -19,6 +21,8 @@ Listed = Annotated[tuple[str, ...], BeforeValidator(_split_text)]
 
 DEFAULT_FRACTIONS = (0.6, 0.2, 0.2)
 """Shares of train, validation and test of one's own prices."""
+MOST_WALKS = 99
+"""Windows of a walk-forward at most."""
 ENCODERS = ("factored", "conv", "gru", "transformer")
 """Networks that evaluate what reads only the market once per bar."""
 
@@ -83,6 +87,14 @@ class SplitConfig(Section):
     """First date of validation (ISO); give both dates or none."""
     test_start: str | None = None
     """First date of test (ISO); give both dates or none."""
+    test_end: str | None = None
+    """First date after test (ISO), with the other two dates; null: test reaches to the end of the data."""
+    walk_forward: tuple[str, ...] = ()
+    """First dates of test (ISO, rising) of a walk-forward over expanding windows, each trained on all that lies before
+    its validation; a test ends where the next begins. A whole number N: N tests of equal length after the training
+    share of ``fractions``. Empty: one training, one test."""
+    walk_validation: Count = 504
+    """Bars of the longest pair before each test of a walk-forward that are its validation."""
     burn: Count = 252
     """Bars consumed once at the start by the longest feature window."""
     embargo: Annotated[int, Field(ge=0)] | None = None
@@ -94,7 +106,48 @@ class SplitConfig(Section):
             raise ValueError("fractions must be three positive shares that sum to 1, e.g. [0.6, 0.2, 0.2]")
         if (self.validation_start is None) != (self.test_start is None):
             raise ValueError("validation_start and test_start must be given together")
+        if self.test_end is not None and self.test_start is None:
+            raise ValueError("test_end needs validation_start and test_start beside it")
         return self
+
+    @field_validator("walk_forward", mode="before")
+    @classmethod
+    def _listed(cls, starts: object) -> object:
+        """One text, as flags give it, lists dates separated by commas; a number stands alone; YAML knows dates."""
+        if isinstance(starts, str):
+            starts = [start.strip() for start in starts.split(",") if start.strip()]
+        if isinstance(starts, int) and not isinstance(starts, bool):
+            starts = [str(starts)]
+        if isinstance(starts, list | tuple):
+            starts = tuple(start.isoformat() if isinstance(start, date) else start for start in starts)
+        return starts
+
+    @model_validator(mode="after")
+    def _walk(self) -> "SplitConfig":
+        if not self.walk_forward:
+            return self
+        if self.test_start is not None:
+            raise ValueError("walk_forward makes its own borders; leave validation_start and test_start out")
+        if self.walks is not None:
+            if not 1 <= self.walks <= MOST_WALKS:
+                raise ValueError(f"walk_forward: {self.walks} windows; give 1 to {MOST_WALKS}, or dates as 2010-01-01")
+            return self
+        try:
+            starts = [datetime.fromisoformat(start).replace(tzinfo=None) for start in self.walk_forward]
+        except ValueError as error:
+            raise ValueError(
+                f"walk_forward: {error}; list ISO dates, e.g. 2010-01-01,2013-01-01, or give one whole number"
+            ) from error
+        for before, after in pairwise(starts):
+            if not before < after:
+                raise ValueError(f"walk_forward: dates must rise, but {after:%Y-%m-%d} follows {before:%Y-%m-%d}")
+        return self
+
+    @property
+    def walks(self) -> int | None:
+        """The number of windows where ``walk_forward`` gives that alone and their dates are still to be found."""
+        (only,) = self.walk_forward if len(self.walk_forward) == 1 else ("",)
+        return int(only) if only.isdecimal() else None
 
 
 class FeaturesConfig(Section):

@@ -30,7 +30,7 @@ def made(sharpe: float = 1.5, sessions: int = 1000, looks: int = 1, trials: int 
     test = {"ensemble": stream(sharpe), "survivor-1": stream(sharpe), "cash": np.zeros(sessions)}
     test |= {name: stream(baselines.get(name, 0.0)) for name in ("equal_weight", "vol_target", "static_gross")}
     seen = np.stack([stream(sharpe, 500) for _ in range(trials)], axis=1)
-    return weigh("A/B", test, {"survivor-1": seen[:, 0]}, seen, looks=looks)
+    return weigh("A/B", test, {"survivor-1": seen[:, 0]}, [seen], looks=looks)
 
 
 def verdict(found: Evidence) -> Evidence:

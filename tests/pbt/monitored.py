@@ -15,13 +15,13 @@ import psutil
 import ray
 from ray.util.state import list_actors
 
-from envs.market import load_markets
 from pbt.decisions import Decision
 from pbt.gauges import Gauges
 from pbt.pipeline import begin, load_population
 from pbt.population import PairPopulation
 from pbt.run_dir import RunDir
 from pbt.training import train
+from pbt.windows import windows_of
 from rayconf import load_config
 from rayconf.session import Machine, start_ray
 from tests.pbt.conftest import TINY
@@ -55,8 +55,9 @@ def main(folder: str) -> None:
     run = load_config("smoke", assignments=settings)
     directory = RunDir(Path(folder) / "run", run.identity)
     directory.create()
-    markets = load_markets(run)
-    begin(run, directory, markets)
+    (window,) = windows_of(run, directory)
+    begin(run, directory, [window])
+    markets = window.markets
     titles, ended = set[str](), threading.Event()
 
     with start_ray(run.resources) as machine:

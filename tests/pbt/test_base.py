@@ -13,12 +13,13 @@ from algos.markets import market_key
 from algos.pair_ppo import PairPPO
 from envs.market import PairMarket, load_markets
 from envs.scaler import Scaler
-from pbt.base import BASE, base_state, find_base, kept_base, markets_of
+from pbt.base import BASE, base_state, find_base, kept_base
 from pbt.generation import enter, evaluate, initial_key
 from pbt.manifest import Population
 from pbt.run_dir import RunDir
 from pbt.store import ReturnStore
 from pbt.survivors import policy_from_state
+from pbt.windows import windows_of
 from rayconf import RunConfig, UserError
 from rayconf.loading import build_config, merge
 from rayconf.storage import LocalStorage
@@ -95,7 +96,7 @@ def test_the_survivors_scaler_stays(undisturbed: Path, tiny_run: RunConfig, tmp_
     run, directory = base.recorded(run), RunDir(tmp_path)
     base.keep(directory)
     text = (undisturbed / "survivors" / "SYNC_SYND" / "1" / "scaler.json").read_text()
-    market = markets_of(run, directory)[PAIR]
+    market = windows_of(run, directory, kept_base(run, directory).scalers)[0].markets[PAIR]
     assert market.scaler.to_json() + "\n" == text
     assert "features keep the scale of the base checkpoint" in "".join(market.notes)
     fitted = load_markets(build_config(merge(tiny_run.model_dump(mode="json"), fields)))[PAIR]
@@ -117,4 +118,4 @@ def test_the_survivors_scaler_stays(undisturbed: Path, tiny_run: RunConfig, tmp_
         kept_base(run, directory)
     kept.unlink()
     with pytest.raises(UserError, match=r"scaler\.json: No such file .*restore it from a copy"):
-        markets_of(run, directory)
+        windows_of(run, directory, kept_base(run, directory).scalers)

@@ -1,0 +1,92 @@
+"""The windows of a run, each of which trains and is tested by itself: one, or those of a walk-forward.
+
+A window of a walk-forward is the ordinary run with its dates and its seed (``envs.walk_forward``), kept below
+``windows/<number>`` of the run's directory. Journals and frames are the run's, where rows carry the window's number.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from envs.market import PairMarket, load_markets
+from envs.scaler import Scaler
+from envs.universe import with_universe
+from envs.walk_forward import load_windows
+from pbt.manifest import Population
+from pbt.run_dir import RunDir
+from rayconf.run_config import RunConfig
+
+
+@dataclass(frozen=True)
+class Window:
+    """What is trained and tested as one."""
+
+    run: RunConfig
+    """With the window's own dates and seed."""
+    directory: RunDir
+    """The run's, as the window sees it."""
+    markets: Mapping[str, PairMarket]
+    """By pair, with the window's splits, scaler and what its policies train on."""
+
+    @property
+    def number(self) -> int:
+        """From 1 in a walk-forward; 0: the run itself, without one."""
+        return self.directory.window
+
+
+def window_numbers(run: RunConfig) -> range:
+    """Numbers of the windows, first to last; 0 alone without a walk-forward."""
+    return range(1, len(run.split.walk_forward) + 1) if run.split.walk_forward else range(1)
+
+
+def current_window(directory: RunDir, run: RunConfig) -> RunDir:
+    """The run as its first window sees it that is not trained to the end, or else its last.
+
+    Raises:
+        UserError: A commit cannot be read.
+    """
+    for number in window_numbers(run):
+        window = directory.in_window(number)
+        manifests = [window.manifest(pair) for pair in run.data.pairs]
+        if not all(path.is_file() and Population.read(path).status == "complete" for path in manifests):
+            break
+    return window
+
+
+def windows_of(run: RunConfig, directory: RunDir, scalers: Mapping[str, Scaler] | None = None) -> tuple[Window, ...]:
+    """The windows of a run with their markets and what is trained on them, first to last.
+
+    Args:
+        run: The run; its walk-forward, if it is one, has dates.
+        directory: Its directory.
+        scalers: As ``load_markets`` takes them; a walk-forward fits its own.
+
+    Raises:
+        UserError: If prices do not fit the run.
+    """
+    if not run.split.walk_forward:
+        return (Window(run, directory, with_universe(load_markets(run, scalers), run)),)
+    return tuple(
+        Window(walk.run, directory.in_window(walk.number), with_universe(walk.markets, walk.run))
+        for walk in load_windows(run)
+    )
+
+
+def numbered(table: pa.Table, number: int) -> pa.Table:
+    """Rows of a frame under a window's number."""
+    index = table.schema.get_field_index("window")
+    column = pa.array(np.full(table.num_rows, number, np.int32))
+    return table.set_column(index, table.schema.field(index), column)
+
+
+def plan_lines(run: RunConfig, windows: Sequence[Window]) -> tuple[str, ...]:
+    """What a plan says of the windows, and the notes on the data of the pairs of ``run``, each once."""
+    starts = run.split.walk_forward
+    told = (
+        f"windows    {len(starts)}, each of these steps, one after the other; tests from {', '.join(starts)}, less the "
+        "embargo at the start of each",
+    )
+    notes = dict.fromkeys(note for pair in run.data.pairs for window in windows for note in window.markets[pair].notes)
+    return (*(told if starts else ()), *notes)
