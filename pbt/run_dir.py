@@ -59,7 +59,7 @@ class RunDir:
         self.manifests = trained / "state"
         self.survivors = trained / "survivors"
         self.replays = path / "replays"
-        self.base = path / "base"
+        self.base = trained / "base"
         self.tensorboard = path / "tensorboard"
         self.report = path / "report.html"
         self.summary_csv = path / "summary.csv"

@@ -89,4 +89,7 @@ def plan_lines(run: RunConfig, windows: Sequence[Window]) -> tuple[str, ...]:
         "embargo at the start of each",
     )
     notes = dict.fromkeys(note for pair in run.data.pairs for window in windows for note in window.markets[pair].notes)
-    return (*(told if starts else ()), *notes)
+    stages = (
+        f"stages     {', '.join(run.stages.run)}; populations start from a pre-trained encoder, {run.stages.encoder}",
+    )
+    return (*(stages if run.stages.pretrain else ()), *(told if starts else ()), *notes)
