@@ -51,7 +51,8 @@ class Targets:
 def build_targets(bars: TrainingBars, lag: int, horizons: Sequence[int], window: int) -> Targets:
     """Targets of every decision bar whose window of features and trailing volatility lie in its own market.
 
-    Resampled histories are left out: they hold days of the internal split.
+    Where ``bars`` says that decisions open later, no bar from there on is read: they are the policies'. Resampled
+    histories are left out: they hold days of the internal split.
 
     Args:
         bars: Training spans.
@@ -71,7 +72,10 @@ def _of_market(
     bars: TrainingBars, block: Span, span: Span, lag: int, horizons: Sequence[int], window: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows [N] of the decisions of one market, of the last bar that a target may need, and targets [N, K]."""
-    legs = np.log1p(bars.steps[block.start : span.stop - 1, :2])
+    stop = span.stop
+    if bars.opens is not None:
+        stop = max(block.start + 1, block.start + int(np.searchsorted(bars.dates[slice(*block)], bars.opens)))
+    legs = np.log1p(bars.steps[block.start : stop - 1, :2])
     steps = np.column_stack((legs, legs[:, 0] - legs[:, 1]))  # row i: from the fill at bar i to the next
     total, squares = (np.vstack((np.zeros(3), np.cumsum(x, axis=0))) for x in (steps, steps**2))
     count, past = len(steps), VOLATILITY_BARS

@@ -32,6 +32,8 @@ class TrainingBars:
     """[T] datetime64[us], the bars' own labels; those of a resampled history are not when its days were."""
     scalers: tuple[Scaler, ...]
     """Of each market."""
+    opens: np.datetime64 | None = None
+    """Date before which no decision is made: bars before it trained the encoder. None: from the first fill on."""
 
     @classmethod
     def of(cls, market: PairMarket) -> "TrainingBars":
@@ -76,8 +78,12 @@ class TrainingBars:
         return [Span(start, span.stop) for start, span in zip(starts, self.spans, strict=True)]
 
     def decisions(self, lag: int) -> list[Span]:
-        """Of each market the decision bars ``start .. stop - 1`` whose fills lie in its span."""
-        return [Span(span.start - lag, span.stop - 1 - lag) for span in self.spans]
+        """Of each market the decision bars ``start .. stop - 1`` whose fills lie in its span, from ``opens`` on."""
+        found = [Span(span.start - lag, span.stop - 1 - lag) for span in self.spans]
+        if self.opens is None:
+            return found
+        first = (b.start + int(np.searchsorted(self.dates[slice(*b)], self.opens)) for b in self.blocks)
+        return [Span(min(max(s.start, bar), s.stop), s.stop) for s, bar in zip(found, first, strict=True)]
 
 
 def _prior_columns(market: PairMarket) -> slice:

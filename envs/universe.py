@@ -34,6 +34,33 @@ def with_universe(markets: Mapping[str, PairMarket], run: RunConfig) -> dict[str
     Raises:
         UserError: Prices are missing or do not fit, or no pair of the universe has enough of them.
     """
+    found = _with_others(markets, run)
+    return found if run.stages.share == 1 else _after_encoder(found, run)
+
+
+def _after_encoder(markets: Mapping[str, PairMarket], run: RunConfig) -> dict[str, PairMarket]:
+    """The markets without decisions in the first ``stages.share`` of the training span, on which the encoder trains."""
+    longest = max(markets.values(), key=lambda market: market.splits["train"].rows)
+    train = longest.splits["train"]
+    opens = longest.dates[train.start + int(train.rows * run.stages.share)]
+    day = np.datetime_as_string(opens, unit="D")
+    shared: dict[int, TrainingBars] = {}
+    found = {}
+    for pair, market in markets.items():
+        bars = market.training or TrainingBars.of(market)
+        left = replace(bars, opens=opens)
+        rows = sum(span.stop - span.start for span in left.decisions(run.env.lag))
+        if rows < max(MIN_TRAIN_BARS, run.direct.window_bars):
+            raise UserError(
+                f"stages.share: leaves populations {rows} bars of {pair} from {day} on; choose a smaller one"
+            )
+        note = f"{pair}: populations train on {rows:,} bars from {day} on, the encoder on those before"
+        left = shared.setdefault(id(bars), left)  # what pairs share stays one
+        found[pair] = replace(market, training=left, notes=(*market.notes, note))
+    return found
+
+
+def _with_others(markets: Mapping[str, PairMarket], run: RunConfig) -> dict[str, PairMarket]:
     if run.universe.given:
         bars, left_out = load_universe(run)
         return {pair: replace(m, training=bars, notes=(*m.notes, _note(bars, left_out))) for pair, m in markets.items()}

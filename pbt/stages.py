@@ -161,7 +161,7 @@ def _specialists(window: Window, base: Checkpoint, console: Console) -> None:
     given, tasks = ray.put(base.fit), {}
     for pair in todo:
         (directory.base / folder_name(pair) / JOURNAL).unlink(missing_ok=True)
-        bars = TrainingBars.joined([window.markets[pair]], _before(run))
+        bars = _opened(joined([window.markets[pair]], run), window.markets[pair])
         tasks[pair] = _results(ray.put(bars), run, derive_key(run.seed, pair, "specialist"), given)
     tracking = Tracking(run, directory)
     try:
@@ -201,11 +201,12 @@ def _bars(window: Window) -> TrainingBars:
     if run.universe.given:
         assert markets[0].training is not None
         return markets[0].training
-    return joined([replace(market, training=None) for market in markets], run)
+    return _opened(joined(markets, run), markets[0])
 
 
-def _before(run: RunConfig) -> int:
-    return run.env.lag + (1 if run.network.encoder == "factored" else run.network.encoder_window)
+def _opened(bars: TrainingBars, market: PairMarket) -> TrainingBars:
+    """The bars, of which those are the policies' that are so in the market."""
+    return bars if market.training is None else replace(bars, opens=market.training.opens)
 
 
 def _results(bars: ray.ObjectRef, run: RunConfig, key: int, base: ray.ObjectRef | None) -> Iterator[Epoch | Pretrained]:

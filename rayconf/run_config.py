@@ -155,6 +155,8 @@ class RunConfig(Section):
                 "stages.run: base and specialists train a market encoder, and network.encoder mlp has none; choose "
                 f"{', '.join(ENCODERS)}"
             )
+        if self.stages.share < 1 and self.augment.histories:
+            raise ValueError("stages.share: needs augment.histories 0; resampled histories hold days of the whole span")
         if self.stages.pretrain and self.data.transferred:
             raise ValueError("stages.run: pairs cannot join a run with a pre-trained encoder (data.transferred)")
         if self.split.walk_forward and (self.stages.base is not None or self.data.transferred):

@@ -638,6 +638,10 @@ class StagesConfig(Section):
     encoder: Literal["frozen", "tuned"] = "tuned"
     """What populations do with a pre-trained encoder: ``frozen``: it rests throughout, also the critic's; ``tuned``:
     it trains on, at ``optimizer.encoder_lr_factor`` times the learning rate, which PBT may move."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training span, from its start, that the encoder is pre-trained on; below 1 populations train on the
+    rest alone, so that no policy learns from embeddings of bars whose future the encoder was fitted to (Bursa et al.
+    2023). 1: both train on all of it."""
     horizons: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 5, 21)
     """Bars after the fill over which returns are forecast, in units of trailing volatility; beside them the realised
     volatility of the next 21 bars."""
@@ -671,6 +675,8 @@ class StagesConfig(Section):
             raise ValueError(
                 "run: specialists go on from a base: put base before them, or name one (--base-checkpoint)"
             )
+        if self.share < 1 and not self.pretrain:
+            raise ValueError(f"share {self.share}: needs the stage base before population")
         if list(self.horizons) != sorted(set(self.horizons)):
             raise ValueError(f"horizons {list(self.horizons)} must rise, e.g. [1, 5, 21]")
         return self
