@@ -12,15 +12,17 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from algos.pretraining import places
+from analysis.frames import read_jsonl
 from envs.market import PairMarket, load_markets
 from envs.scaler import Scaler
+from envs.walk_forward import dated
 from pbt.base import find_base, fresh_state, kept_base
 from pbt.encoder_base import read_checkpoint
 from pbt.generation import initial_key, train_segment, training_key
 from pbt.run_dir import RunDir
 from pbt.stages import pretrained_members, run_stages
 from pbt.store import StateStore
-from pbt.windows import Window
+from pbt.windows import Window, windows_of
 from rayconf import RunConfig, UserError, load_config
 from rayconf.loading import build_config, merge
 from tests.pbt.conftest import TINY
@@ -135,6 +137,23 @@ def test_a_finished_stage_is_skipped_and_a_broken_one_made_again(ray_session: No
         start = load_file(base / (pair.replace("/", "_") if special["kept"] else ".") / "encoder.safetensors")
         found = StateStore(window.directory.storage).load(str(state))["module/critic_encoder.inputs.weight"]
         assert found.equal(start["encoder.inputs.weight"])
+
+
+def test_windows_of_a_walk_forward_have_bases_of_their_own(ray_session: None, tmp_path: Path) -> None:
+    """Each up to its own validation."""
+    changes = ("split.walk_forward=2", "split.walk_validation=150", "synthetic.bars=2200", f"data.pairs=[{PAIR}]")
+    run = dated(staged("stages.run=[base]", *changes))
+    directory = RunDir(tmp_path / "run", run.identity)
+    directory.create()
+    ends = []
+    for window in windows_of(run, directory):
+        run_stages(window, console())
+        market = window.markets[PAIR]
+        ends.append(read_checkpoint(tmp_path / "run" / "windows" / str(window.number) / "base").fit.trained_to)
+        assert ends[-1] == market.dates[market.splits["train"].stop - 1]
+        assert {row["window"] for row in read_jsonl(window.directory.base / "journal.jsonl")} == {window.number}
+    assert ends[0] < ends[1]
+    assert not (tmp_path / "run" / "base").exists()
 
 
 @pytest.fixture(scope="module")
