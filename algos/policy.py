@@ -198,24 +198,27 @@ class Policy:
 
 
 class EnsemblePolicy:
-    """The plain mean of several policies' target weights, rounded to 1e-4.
+    """The mean of several policies' target weights, rounded to 1e-4.
 
     Args:
         members: Policies over the same inputs.
+        shares: Weight of each in the mean, not negative; None: all alike.
 
     Raises:
-        ValueError: Without members.
+        ValueError: Without members, or with shares that are none.
     """
 
-    def __init__(self, members: Sequence[Policy]) -> None:
+    def __init__(self, members: Sequence[Policy], shares: Sequence[float] | None = None) -> None:
         if not members:
             raise ValueError("an ensemble needs at least one policy")
+        if shares is not None and (len(shares) != len(members) or min(shares) < 0 or not sum(shares) > 0):
+            raise ValueError(f"shares {list(shares)} of {len(members)} policies must be numbers of 0 and more")
         self.members = tuple(members)
+        self.shares = None if shares is None else tuple(share / sum(shares) for share in shares)
 
     def decide(self, features: Tensor, account: Tensor) -> Tensor:
         """Target weights [B, 2] float64, see ``Policy.decide``."""
-        first, *others = (member.decide(features, account) for member in self.members)
-        return mean_target(first, others)
+        return mean_target([member.decide(features, account) for member in self.members], self.shares)
 
 
 def padded(rows: Tensor) -> Tensor:
@@ -228,12 +231,13 @@ def _blocks(rows: Tensor, weight: Tensor) -> Tensor:
     return torch.bmm(rows.view(-1, BLOCK, rows.shape[1]), weight.expand(len(rows) // BLOCK, -1, -1)).flatten(0, 1)
 
 
-def mean_target(first: Tensor, others: Sequence[Tensor]) -> Tensor:
+def mean_target(targets: Sequence[Tensor], shares: Sequence[float] | None) -> Tensor:
     """Mean of target weights, rounded; added one by one, so that the order of additions is always the same."""
+    first, *others = targets if shares is None else [t * share for t, share in zip(targets, shares, strict=True)]
     total = first
     for other in others:
         total = total + other
-    return round_targets(total / (1 + len(others)))
+    return round_targets(total / len(targets) if shares is None else total)
 
 
 def _silu_(x: Tensor) -> Tensor:

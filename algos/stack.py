@@ -42,6 +42,7 @@ class PolicyStack:
     """
 
     def __init__(self, policies: Sequence[Policy | EnsemblePolicy], features: Tensor, rows: int | None) -> None:
+        self._shares = [policy.shares if isinstance(policy, EnsemblePolicy) else None for policy in policies]
         self._teams = [policy.members if isinstance(policy, EnsemblePolicy) else (policy,) for policy in policies]
         self._networks = list({id(network): network for team in self._teams for network in team}.values())
         about = {
@@ -76,11 +77,12 @@ class PolicyStack:
         for number, team in enumerate(self._teams):
             own = (asker == number).nonzero().squeeze(1)
             sources = [place[self._networks.index(network)][own] for network in team]
+            shares = self._shares[number]
             if len(team) == 1:
                 order[own] = sources[0]
             elif len(own):
                 order[own] = torch.arange(size, size + len(own))
-                means.append((len(team), torch.cat(sources)))
+                means.append((len(team), torch.cat(sources), shares))
                 size += len(own)
         first, leverage = bars.start, self._networks[0].action_map.leverage
         place_of_prior = self._networks[0].prior_at
@@ -112,9 +114,9 @@ class PolicyStack:
             if straight:
                 return targets
             teams = []
-            for count, sources in means:
-                one, *others = targets.index_select(0, sources).view(count, -1, 2).unbind()
-                teams.append(mean_target(one, others))
+            for count, sources, shares in means:
+                of_team = targets.index_select(0, sources).view(count, -1, 2).unbind()
+                teams.append(mean_target(of_team, shares))
             return torch.cat((targets, *teams)).index_select(0, order)
 
         return answer

@@ -297,6 +297,7 @@ EVENTS = (
         "plan",
         "first_step",
         "tracker_failed",
+        "fallback",
         "look",
         "done",
     ),

@@ -23,6 +23,7 @@ ROLLING = 126
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _STYLES: Mapping[str, tuple[str, str, float]] = {
     "ensemble": ("$ensemble", "solid", 2.8),
+    "ensemble_weighted": ("$ensemble", "dot", 1.5),
     "equal_weight": ("$equal", "solid", 1.8),
     "vol_target": ("$target", "dash", 1.8),
     "hold_a": ("$hold", "dash", 1.3),

@@ -17,6 +17,7 @@ BASELINES = (
 
 _NAMES = {
     "ensemble": "ensemble (headline)",
+    "ensemble_weighted": "ensemble by fitness",
     "equal_weight": "equal weight",
     "vol_target": "vol-targeted EW",
     "zscore": "z-score rule",
@@ -69,8 +70,8 @@ def policy_label(policy: str, pair: str = "", member: str | None = None, generat
 
 
 def order(policy: str) -> tuple[int, int, str]:
-    """Sort key of policies: ensemble, survivors by rank, known baselines, others by name."""
-    if policy == "ensemble":
+    """Sort key of policies: ensembles, survivors by rank, known baselines, others by name."""
+    if policy.startswith("ensemble"):
         return 0, 0, policy
     if policy.startswith("survivor-"):
         rank = policy.removeprefix("survivor-")

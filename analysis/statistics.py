@@ -53,6 +53,7 @@ def weigh(
     idle: bool = False,
     annual: float = 252,
     thorough: bool = True,
+    fallback: str = "",
     resamples: int = PAIRED_RESAMPLES,
 ) -> Evidence:
     """The evidence on one pair, from arrays; p-values not adjusted yet (``analysis.verdict.judged`` does).
@@ -70,6 +71,7 @@ def weigh(
         annual: Sessions per year.
         thorough: Also what the verdict does not need: intervals of growth and drawdown, overfitting, Hansen's and the
             stepwise test, the survivors against each other.
+        fallback: Why the prior is judged instead of survivors.
         resamples: Of the paired tests.
     """
     policy = "ensemble" if "ensemble" in test else "survivor-1"
@@ -97,7 +99,7 @@ def weigh(
     depth: Ends = (None, None)
     if thorough:
         growth, depth = growth_interval(returns, sessions_per_year=annual), drawdown_interval(returns)
-        survivors = {name: stream for name, stream in sorted(chosen.items()) if name != "ensemble"}
+        survivors = {name: stream for name, stream in sorted(chosen.items()) if not name.startswith("ensemble")}
         compared = between_policies(survivors, sessions_per_year=annual)
         between = {f"{one} less {two}": difference for (one, two), difference in compared.items()}
         each = [share for streams in snapshots if (share := archive_overfitting(streams)) is not None]
@@ -128,11 +130,19 @@ def weigh(
         between=between,
         detectable=_detectable(returns, test, against, annual) if thorough else None,
         idle=idle,
+        fallback=fallback,
     )
 
 
+def _fallback(reasons: Mapping[int, str], windows: int) -> str:
+    """Why the prior is what is judged, in words; empty where it is not."""
+    if windows == 1 or not reasons:
+        return "".join(reasons.values())
+    return f"validation did not speak for what was learned in {len(reasons)} of {windows} windows"
+
+
 def _chosen(policy: str) -> bool:
-    return policy == "ensemble" or policy.startswith("survivor-")
+    return policy.startswith(("ensemble", "survivor-"))
 
 
 def _detectable(
@@ -215,7 +225,7 @@ def evidence_of(
         daily: Rows of ``daily`` sorted by its key, test and validation under base terms at least (columns ``DAILY``).
         validation: The ``validation`` frame.
         lineage: Rows of ``lineage``: what selection saw.
-        events: Rows of ``events``: the looks at test.
+        events: Rows of ``events``: the looks at test, and what fell back to its prior.
         window: Walk-forward window judged; -1: all of them strung together, each with its own validation.
         annual: Sessions per year by pair; None or missing: inferred from the dates.
         thorough: As in ``weigh``.
@@ -234,7 +244,12 @@ def evidence_of(
     for row in lineage:
         if row["window"] in windows and row["generation"] and row["fitness"] is not None:
             trained[row["pair"]] = trained.get(row["pair"], 0) + 1
+    events = list(events)
     looks = [row["pair"] for row in events if row["kind"] == "look"]
+    fallen: dict[str, dict[int, str]] = {}
+    for row in events:
+        if row["kind"] == "fallback" and row["window"] in windows:
+            fallen.setdefault(row["pair"], {})[row["window"]] = row["detail"]
     found = []
     for pair in sorted({pair for pair, policy in test if _chosen(policy)}):
         own = {policy: streams for (of, policy), (streams, *_) in test.items() if of == pair}
@@ -243,7 +258,7 @@ def evidence_of(
             if of == pair and not np.array_equal(days, other):
                 raise ValueError(f"{pair}: {policy} and the others cover different sessions")
         chosen = seen.get(pair, _Validation({}, {}, []))
-        gross = [held for policy, held in chosen.gross.items() if policy != "ensemble"]
+        gross = [held for policy, held in chosen.gross.items() if not policy.startswith("ensemble")]
         selected = snapshots.get(pair, [])
         found.append(
             weigh(
@@ -257,6 +272,7 @@ def evidence_of(
                 idle=bool(gross) and max(gross) < IDLE_GROSS,
                 annual=(annual or {}).get(pair) or sessions_per_year(days),
                 thorough=thorough,
+                fallback=_fallback(fallen.get(pair, {}), len(windows)),
             )
         )
     return {one.pair: one for one in judged(found)}
@@ -289,7 +305,7 @@ def evidence(run: Path) -> dict[str, Evidence]:
         read_frame(frame_path(run, "daily"), DAILY, scenario="base", **only),
         read_frame(frame_path(run, "validation"), **only),
         read_frame(frame_path(run, "lineage"), ["window", "pair", "generation", "fitness"]).to_pylist(),
-        read_frame(frame_path(run, "events"), ["kind", "pair"]).to_pylist(),
+        read_frame(frame_path(run, "events"), ["kind", "window", "pair", "detail"]).to_pylist(),
         window=window,
         annual=annual,
     )

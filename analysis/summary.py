@@ -228,7 +228,7 @@ def _kind(window: int, policy: str, survivor: Mapping[str, Any] | None) -> dict[
         return {"kind": "survivor", "rank": int(rank)}
     if rank != policy:
         raise ValueError(f"{policy}: nothing is known of this survivor; pass its rank, member and generation")
-    return {"kind": "ensemble" if policy == "ensemble" else "baseline"}
+    return {"kind": "ensemble" if policy.startswith("ensemble") else "baseline"}
 
 
 def headline_window(summary: pa.Table) -> int:

@@ -39,11 +39,11 @@ def _pair_table(
         kind = row["kind"]
         label = policy_label(row["policy"], pair, row["member"], row["generation"])
         table.add_row(
-            Text(("* " if kind == "ensemble" else "  ") + label),
+            Text(("* " if row["policy"] == "ensemble" else "  ") + label),
             shown(row["annualised_sharpe"], plain),
             interval(row["sharpe_ci_low"], row["sharpe_ci_high"]),
             *[shown(row[name], form) for name, _, form in figures],
-            style="bold" if kind == "ensemble" else "dim" if kind == "baseline" else "",
+            style="bold" if row["policy"] == "ensemble" else "dim" if kind == "baseline" else "",
         )
     return table
 

@@ -94,6 +94,7 @@ class Evidence:
             them.
         detectable: True Sharpe difference to the binding baseline, per year, that this span finds four times in five.
         idle: Whether every survivor is idle: validation preferred cash.
+        fallback: Why the prior is judged, which no training made; empty: survivors are.
         pairs: Pairs of the run that p-values are adjusted for.
         p: p-value of the claim ``above``, adjusted over pairs and for looks.
         p_below: p-value of the claim ``below``, adjusted alike.
@@ -120,6 +121,7 @@ class Evidence:
     between: Mapping[str, Difference] = field(default_factory=dict)
     detectable: float | None = None
     idle: bool = False
+    fallback: str = ""
     pairs: int = 1
     p: float | None = None
     p_below: float | None = None
@@ -212,7 +214,8 @@ def _sentence(found: Evidence) -> str:
         figures.append(f"validation deflated Sharpe {probability(found.deflated_sharpe, 2)} over {trials}")
     worse = [_name(other) for other in OTHERS if other in found.against and _beaten(found.against[other])]
     but = f", but below {' and '.join(worse)}" if worse and found.claim in (ABOVE, NOISE) else ""
-    return f"{_words(found, name)}{but}: {'; '.join(figures)}"
+    told = f"{_words(found, name)}{but}: {'; '.join(figures)}"
+    return f"trades its prior, because {found.fallback}; {told}" if found.fallback else told
 
 
 def _beaten(difference: Difference) -> bool:

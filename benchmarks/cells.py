@@ -126,7 +126,7 @@ def learn(run: RunConfig) -> Learned:
     chosen = {"best": int(table.smoothed.argmax()), "last": int(ends.index.to_numpy()[ends.smoothed.argmax()])}
     for snapshot, at in chosen.items():
         table[snapshot] = table.index == at
-    steps = run.pbt.population * run.pbt.iterations * run.ppo.num_envs * run.ppo.rollout_steps
+    steps = run.pbt.population * run.pbt.iterations * run.env_steps_per_update
     return Learned({name: policies[at] for name, at in chosen.items()}, table, seconds, steps)
 
 

@@ -19,8 +19,6 @@ from rayconf.sections import DataConfig, SplitConfig
 
 BUDGET = 400_000
 """Environment steps per member, about."""
-UPDATES = 4
-"""PPO updates per generation: validation is looked at about every 64,000 steps."""
 
 BASE = (
     "costs.commission_bps=1",
@@ -72,6 +70,8 @@ class Row:
     of: str = ""
     budget: int = 1
     """Steps as a multiple of the ladder's budget; one learner of a universe serves all pairs."""
+    looks: int = 6
+    """Generations, after each of which validation is looked at."""
 
     @property
     def policy(self) -> str:
@@ -86,6 +86,8 @@ class Row:
 
 RESIDUAL = ("env.mapping=residual", "features.prior=vol_target", "env.reach=0.25")
 
+DIRECT = ("algo=direct", "direct.windows=512", "network.dropout=0.4", "optimizer.weight_decay=0.01")
+
 ROWS = (
     Row("cash", "baseline", of="cash"),
     Row("equal_weight", "baseline", of="equal_weight"),
@@ -98,8 +100,10 @@ ROWS = (
     Row("ppo_neutral", "pair", ("env.mapping=neutral",)),
     Row("residual", "pair", RESIDUAL),
     Row("residual_ensemble", "ensemble", of="residual"),
-    Row("universe", "universe", RESIDUAL, budget=6),
+    Row("universe", "universe", RESIDUAL, budget=6, looks=12),
     Row("universe_ensemble", "ensemble", of="universe"),
+    Row("direct", "universe", (*RESIDUAL, *DIRECT), budget=12, looks=14),
+    Row("direct_ensemble", "ensemble", of="direct"),
 )
 
 
@@ -151,8 +155,8 @@ class Ladder:
         run = load_config(assignments=[*self.base, *row.assignments, *where])
         if not self.trained(row).learns:
             return run
-        batch = run.ppo.num_envs * run.ppo.rollout_steps
-        updates = UPDATES * max(1, self.trained(row).budget // 3)
-        generations = max(1, round(self.trained(row).budget * self.budget / (batch * updates)))
-        size = {"interval": updates, "iterations": updates * generations, "population": self.population}
+        batch = run.env_steps_per_update
+        source = self.trained(row)
+        updates = max(1, round(source.budget * self.budget / (batch * source.looks)))
+        size = {"interval": updates, "iterations": updates * source.looks, "population": self.population}
         return run.model_copy(update={"pbt": run.pbt.model_copy(update=size)})

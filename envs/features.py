@@ -131,10 +131,15 @@ def regression(y: Floats, x: Floats, window: int) -> tuple[Floats, Floats]:
     return covariance / sd_x**2, np.clip(covariance / (sd_x * sd_y), -1.0, 1.0)
 
 
+def volatility_of(log_price: Floats, config: FeaturesConfig) -> Floats:
+    """Volatility of every bar [T], root mean square of the log returns over ``volatility_window``."""
+    return _root_mean_square(_change(log_price, 1), config.volatility_window)
+
+
 def _add_moves(columns: dict[str, Floats], side: str, log_price: Floats, config: FeaturesConfig) -> Floats:
     """Scaled returns and volatility regime of one log-price series; returns its volatility per bar [T]."""
     change = _change(log_price, 1)
-    volatility = _root_mean_square(change, config.volatility_window)
+    volatility = volatility_of(log_price, config)
     for horizon in config.return_horizons:
         columns[f"{side}_return_{horizon}"] = _change(log_price, horizon) / (volatility * np.sqrt(horizon))
     columns[f"{side}_volatility_regime"] = np.log(volatility / _root_mean_square(change, config.regime_window))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from envs.bars import Bars, infer_bars_per_year, is_intraday, join_bars, load_bars, resolve_directory, sessions
-from envs.features import compute_features, feature_names, lookback
+from envs.features import compute_features, feature_names, has_prior, lookback
+from envs.forecasts import Forecasts, forecast_columns, forecast_names
 from envs.placebo import shuffled_days
 from envs.prior import PRIOR_COLUMNS
 from envs.scaler import Scaler
@@ -157,13 +158,14 @@ def build_market(
     run: RunConfig,
     borders: Borders | None = None,
     scaler: Scaler | None = None,
+    forecasts: Forecasts | None = None,
     *,
     training_only: bool = False,
 ) -> PairMarket:
     """Join two tickers' bars, compute features, fit the scaler on train and cut the splits.
 
-    With a ``scaler``, a trained policy's own, none is fitted, and the market may be too short to train on. One that is
-    for ``training_only`` may lack the other splits.
+    With a ``scaler``, a trained policy's own, none is fitted, and the market may be too short to train on. A run with
+    forecasts needs its ``forecasts``. One that is for ``training_only`` may lack the other splits.
 
     Raises:
         UserError: If the pair has too few bars for windows plus splits, or its features are not the scaler's.
@@ -183,8 +185,9 @@ def build_market(
     if scaler is None:
         _check_lengths(pair, splits, session, run, SPLITS[:1] if training_only else SPLITS)
 
-    values = compute_features(a, b, run.features, run.data.bars_per_year)
-    names = feature_names(run.features, intraday=per_session > 1)
+    names, values = raw_features(a, b, run, forecasts)
+    if forecasts is not None:
+        notes.append(f"{pair}: features hold forecasts of {forecasts.made_by}")
     train = splits["train"]
     if scaler is None:
         scaler = Scaler.fit(values[train.start : train.stop], names, run.features)
@@ -215,11 +218,42 @@ def build_market(
     )
 
 
+def raw_features(a: Bars, b: Bars, run: RunConfig, forecasts: Forecasts | None) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names of all F features of a run and their unscaled values, float64 [T, F], NaN before the first complete row.
+
+    Args:
+        a: First leg.
+        b: Second leg, on the same dates.
+        run: The run.
+        forecasts: The run's, where it has any.
+
+    Raises:
+        UserError: The forecasts do not cover the bars.
+        ValueError: The run has forecasts and they are not given, or the other way round.
+    """
+    if run.forecasts.used != (forecasts is not None):
+        raise ValueError("features of a run with forecasts need them, and those of others take none")
+    names = raw_names(run, intraday=is_intraday(a.dates))
+    values = compute_features(a, b, run.features, run.data.bars_per_year)
+    if forecasts is None:
+        return names, values
+    columns = forecast_columns(forecasts, a, b, run.features, run.forecasts)
+    end = values.shape[1] - len(PRIOR_COLUMNS) * has_prior(run.features)
+    return names, np.concatenate((values[:, :end], columns, values[:, end:]), axis=1)
+
+
+def raw_names(run: RunConfig, *, intraday: bool) -> tuple[str, ...]:
+    """Names of all F features of a run: the prior's stay last, after forecasts."""
+    names = feature_names(run.features, intraday)
+    end = len(names) - len(PRIOR_COLUMNS) * has_prior(run.features)
+    return (*names[:end], *forecast_names(run.forecasts), *names[end:])
+
+
 def standardised(values: np.ndarray, scaler: Scaler, config: FeaturesConfig) -> np.ndarray:
     """Features as policies read them, float32 [T, F]: scaled, and zero before the first complete row.
 
     Args:
-        values: float64 [T, F] of ``compute_features``.
+        values: float64 [T, F] of ``raw_features``.
         scaler: Of these features.
         config: Their windows.
     """
@@ -230,19 +264,25 @@ def standardised(values: np.ndarray, scaler: Scaler, config: FeaturesConfig) -> 
 
 
 def load_markets(
-    run: RunConfig, scalers: Mapping[str, Scaler] | None = None, legs: Mapping[str, tuple[Bars, Bars]] | None = None
+    run: RunConfig,
+    scalers: Mapping[str, Scaler] | None = None,
+    forecasts: Forecasts | None = None,
+    legs: Mapping[str, tuple[Bars, Bars]] | None = None,
 ) -> dict[str, PairMarket]:
     """All pairs of a run, from its data directory or the synthetic market, on common split borders.
 
     Args:
         run: The run.
         scalers: By pair, the scalers that are not fitted; a run that starts from a checkpoint has its.
+        forecasts: Those that the run has among its features.
         legs: What ``load_legs`` read, where that is done already.
 
     Raises:
-        UserError: If prices do not fit the run.
-        ValueError: If the run starts from a checkpoint and its scalers are not given.
+        UserError: If prices or forecasts do not fit the run.
+        ValueError: If the run starts from a checkpoint or has forecasts, and its scalers or they are not given.
     """
+    if run.forecasts.wanted and run.forecasts.digest is None:
+        raise ValueError("forecasts that a run asks for are looked for before its markets are built")
     if scalers is None and run.stages.base_digest is not None:
         raise ValueError("features of this run are on the scale of its base checkpoint: pass its scalers")
     if run.split.walk_forward:
@@ -252,7 +292,7 @@ def load_markets(
     markets = {}
     for pair, (a, b) in legs.items():
         scaler = (scalers or {}).get(pair)
-        market = build_market(pair, a, b, run, borders, scaler)
+        market = build_market(pair, a, b, run, borders, scaler, forecasts)
         if scaler is not None:
             _check_lengths(pair, market.splits, market.session, run)
             market = replace(market, notes=(*market.notes, f"{pair}: features keep the scale of the base checkpoint"))

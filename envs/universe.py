@@ -7,6 +7,7 @@ from itertools import permutations
 import numpy as np
 
 from envs.bars import Bars, join_bars
+from envs.forecasts import Forecasts
 from envs.market import MIN_TRAIN_BARS, Borders, PairMarket, build_market, common_borders, load_legs
 from envs.placebo import dealt
 from envs.training_bars import TrainingBars
@@ -28,13 +29,20 @@ def universe_pairs(run: RunConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*("/".join(pair) for pair in permutations(tickers, 2)), *universe.pairs]))
 
 
-def with_universe(markets: Mapping[str, PairMarket], run: RunConfig) -> dict[str, PairMarket]:
+def with_universe(
+    markets: Mapping[str, PairMarket], run: RunConfig, forecasts: Forecasts | None = None
+) -> dict[str, PairMarket]:
     """The run's markets, with what their policies train on where that is not the pair's own training span alone.
+
+    Args:
+        markets: The run's.
+        run: The run.
+        forecasts: Those that the run has among its features.
 
     Raises:
         UserError: Prices are missing or do not fit, or no pair of the universe has enough of them.
     """
-    found = _with_others(markets, run)
+    found = _with_others(markets, run, forecasts)
     return found if run.stages.share == 1 else _after_encoder(found, run)
 
 
@@ -60,9 +68,11 @@ def _after_encoder(markets: Mapping[str, PairMarket], run: RunConfig) -> dict[st
     return found
 
 
-def _with_others(markets: Mapping[str, PairMarket], run: RunConfig) -> dict[str, PairMarket]:
+def _with_others(
+    markets: Mapping[str, PairMarket], run: RunConfig, forecasts: Forecasts | None
+) -> dict[str, PairMarket]:
     if run.universe.given:
-        bars, left_out = load_universe(run)
+        bars, left_out = load_universe(run, forecasts)
         return {pair: replace(m, training=bars, notes=(*m.notes, _note(bars, left_out))) for pair, m in markets.items()}
     if not run.augment.histories:
         return dict(markets)
@@ -78,7 +88,7 @@ def with_histories(market: PairMarket, a: Bars, b: Bars, run: RunConfig, borders
     return replace(market, training=training, notes=(*market.notes, note))
 
 
-def load_universe(run: RunConfig) -> tuple[TrainingBars, list[str]]:
+def load_universe(run: RunConfig, forecasts: Forecasts | None = None) -> tuple[TrainingBars, list[str]]:
     """The training spans of the run's universe under the run's own split borders, and pairs left out as too short.
 
     Raises:
@@ -88,10 +98,12 @@ def load_universe(run: RunConfig) -> tuple[TrainingBars, list[str]]:
     wanted = tuple(dict.fromkeys([*run.data.pairs, *pairs]))
     legs = load_legs(run.model_copy(update={"data": run.data.model_copy(update={"pairs": wanted})}))
     borders = common_borders({pair: legs[pair] for pair in run.data.pairs}, run)
-    return universe_of({pair: legs[pair] for pair in pairs}, run, borders)
+    return universe_of({pair: legs[pair] for pair in pairs}, run, borders, forecasts)
 
 
-def universe_of(legs: Legs, run: RunConfig, borders: Borders) -> tuple[TrainingBars, list[str]]:
+def universe_of(
+    legs: Legs, run: RunConfig, borders: Borders, forecasts: Forecasts | None = None
+) -> tuple[TrainingBars, list[str]]:
     """As ``load_universe``, from prices at hand."""
     markets: list[PairMarket] = []
     left_out = []
@@ -100,7 +112,7 @@ def universe_of(legs: Legs, run: RunConfig, borders: Borders) -> tuple[TrainingB
         if not len(a) or not len(b) or len(join_bars(a, b)[0]) - 1 - run.split.burn < MIN_TRAIN_BARS:
             left_out.append(pair)
             continue
-        markets.append(build_market(pair, a, b, run, borders, training_only=True))
+        markets.append(build_market(pair, a, b, run, borders, forecasts=forecasts, training_only=True))
         markets += histories(markets[-1], a, b, run, borders)
     if not markets:
         before = np.datetime_as_string(borders.validation, unit="D")

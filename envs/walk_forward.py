@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from envs.bars import Bars
+from envs.forecasts import Forecasts
 from envs.market import PairMarket, iso_date, load_legs, load_markets, longest_pair
 from rayconf.errors import UserError
 from rayconf.run_config import RunConfig
@@ -77,7 +78,7 @@ def window_runs(run: RunConfig, pair: str, dates: np.ndarray) -> tuple[RunConfig
     return tuple(runs)
 
 
-def load_windows(run: RunConfig) -> tuple[Walk, ...]:
+def load_windows(run: RunConfig, forecasts: Forecasts | None = None) -> tuple[Walk, ...]:
     """The windows of a walk-forward with their markets; the data is read once.
 
     Raises:
@@ -86,13 +87,15 @@ def load_windows(run: RunConfig) -> tuple[Walk, ...]:
     legs = load_legs(run)
     walks = []
     for number, own in enumerate(window_runs(run, *longest_pair(legs)), start=1):
-        walks.append(Walk(number, own, _markets(number, own, legs)))
+        walks.append(Walk(number, own, _markets(number, own, legs, forecasts)))
     return _told_once(walks)
 
 
-def _markets(number: int, run: RunConfig, legs: Mapping[str, tuple[Bars, Bars]]) -> dict[str, PairMarket]:
+def _markets(
+    number: int, run: RunConfig, legs: Mapping[str, tuple[Bars, Bars]], forecasts: Forecasts | None
+) -> dict[str, PairMarket]:
     try:
-        return load_markets(run, legs=legs)
+        return load_markets(run, forecasts=forecasts, legs=legs)
     except UserError as error:
         raise UserError(f"{FIELD}: window {number} (test from {run.split.test_start}): {error}") from error
 

@@ -145,7 +145,7 @@ def audit_pair(
     borders = finished.borders(pair, join_bars(*legs)[0].dates)
     own = finished.policies(pair)
     policies = {name: own[name] for name in names}
-    subject = Subject(pair, *legs, finished.run, borders, finished.scaler(pair), policies)
+    subject = Subject(pair, *legs, finished.run, borders, finished.scaler(pair), policies, finished.forecasts)
     return audit(subject, bars, _recorded(finished, pair, names), seed)
 
 

@@ -67,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="write here instead of RUN/backtests/<date-time> (of a published run: backtests/<name>-<date-time>)",
     )
     parser.add_argument("--data-dir", metavar="DIR", help="other prices of the same tickers")
+    parser.add_argument("--forecasts", metavar="FILE", help="forecasts of these, where the run has forecast features")
     parser.add_argument(
         "--all-daily",
         action="store_true",
@@ -111,7 +112,7 @@ def _backtest(args: argparse.Namespace) -> str:
     run = with_grid(finished.on_data(args.data_dir), grid)
     policies = _policies(finished)
     _check_policy(args, policies)
-    markets = finished.markets(args.data_dir)
+    markets = finished.markets(args.data_dir, args.forecasts)
     if finished.window:
         print(f"window     {finished.window}, the last of a walk-forward: its survivors, on its own spans", flush=True)
     for market in markets.values():
@@ -134,14 +135,13 @@ def _backtest(args: argparse.Namespace) -> str:
 
 
 def _policies(finished: "FinishedRun") -> "dict[str, Policies]":
-    """Ensemble and survivors of every pair by name."""
-    from algos.policy import EnsemblePolicy
-    from pbt.simulator import ENSEMBLE
+    """Ensembles and survivors of every pair by name."""
+    from pbt.simulator import with_ensembles
 
     found: dict[str, Policies] = {}
     for pair in finished.pairs:
         own = finished.policies(pair)
-        found[pair] = {ENSEMBLE: EnsemblePolicy(list(own.values())), **own}
+        found[pair] = with_ensembles(own, finished.fitness(pair))
     return found
 
 

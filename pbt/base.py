@@ -165,31 +165,16 @@ def base_state(run: RunConfig, market: PairMarket, folder: Path) -> State:
         UserError: If the weights are those of another network.
     """
     from algos.policy import Policy
+    from pbt.generation import untrained_state
 
-    state = fresh_state(run, market, BASE)
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+    state = untrained_state(run, market, BASE)
     for name, weight in Policy.load(folder).actor_parameters().items():
         fresh = state.get(f"module/{name}")
         if fresh is None or fresh.shape != weight.shape:
             raise UserError(f"{folder}: {name} of shape {tuple(weight.shape)} has no place in the run's network")
         state[f"module/{name}"] = weight.to(fresh.dtype)
     return state
-
-
-def fresh_state(run: RunConfig, market: PairMarket, member: str) -> State:
-    """The boundary state that a member of a pair has when it starts from nothing. Ray is up."""
-    from algos.config import PairPPOConfig
-    from algos.pair_ppo import PairPPO
-    from pbt.generation import enter, initial_key
-
-    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
-    # Only what a state consists of is wanted, which is the same on every device.
-    run = run.model_copy(update={"resources": run.resources.model_copy(update={"gpus_per_member": 0.0})})
-    enter(run, market.pair, market)
-    algorithm = PairPPO(config=PairPPOConfig.from_run(run, market.pair, key=initial_key(run, market.pair, member)))
-    try:
-        return algorithm.boundary_state()
-    finally:
-        algorithm.stop()
 
 
 def _of_run(run: RunConfig, folder: Path) -> dict[str, Path]:
@@ -232,7 +217,8 @@ def _fields(run: RunConfig) -> Sequence[str]:
     paths += [f"features.{name}" for name in type(run.features).model_fields]
     searched = {space.path for space in run.search.values()}
     own = ("env.leverage_cap", "env.reach", "env.adjustment", "env.no_trade_band")
-    return [*paths, "env.mapping", "costs.leverage", *(path for path in own if path not in searched)]
+    paths += ["forecasts.made_by", "env.mapping", "costs.leverage"]
+    return [*paths, *(path for path in own if path not in searched)]
 
 
 def _value(run: RunConfig, path: str) -> Any:

@@ -30,6 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data-dir", metavar="DIR", help="a CSV or Parquet file per ticker (default: the embedded market's own prices)"
     )
+    parser.add_argument(
+        "--forecasts", metavar="FILE", help="forecasts of these prices, where the survivor was trained with some"
+    )
     parser.add_argument("--equity", type=float, default=1e4, metavar="X", help="cash plus holdings (default: 10000)")
     parser.add_argument("--holdings", metavar="A=12.5,B=-3", help="shares held, short ones negative (default: none)")
     parser.add_argument(
@@ -81,7 +84,7 @@ def _decide(args: argparse.Namespace) -> int:
     for flag, legs in (("--holdings", shares), ("--pending", pending)):
         if unknown := [ticker for ticker in legs or () if ticker not in policy.tickers]:
             raise UserError(f"{flag}: {unknown[0]!r} is no leg of {policy.pair}")
-    history = policy.history(args.data_dir)
+    history = policy.history(args.data_dir, args.forecasts)
     account = TradingAccount(equity=args.equity, shares=shares, pending=pending, peak=args.peak)
     orders = policy.orders(history, account, args.date)
     if args.json:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 
 from algos.pretraining import Epoch, Forecaster, Pretrained
 from analysis.frames import write_text
-from envs.features import feature_names
+from envs.market import raw_names
 from envs.scaler import Scaler
 from pbt.base import BASE, Base, check_named
 from pbt.run_dir import RunDir
@@ -84,6 +84,7 @@ def write_checkpoint(
         "schema": SCHEMA,
         "features": list(features),
         "settings": run.features.model_dump(mode="json"),
+        "forecasts": run.forecasts.made_by if run.forecasts.used else None,
         "network": _network(run),
         "lag": run.env.lag,
         "horizons": list(run.stages.horizons),
@@ -252,7 +253,10 @@ def check_fits(run: RunConfig, base: Checkpoint, where: str) -> None:
         ours = _network(run).get(name)
         if ours != theirs:
             raise UserError(f"network.{name}: {ours} does not fit {where}, which was trained with {theirs}")
-    check_names(feature_names(run.features, intraday="time_sin" in base.features), base.features, where)
+    check_names(raw_names(run, intraday="time_sin" in base.features), base.features, where)
+    if run.forecasts.used and run.forecasts.made_by != base.about["forecasts"]:
+        ours, theirs = run.forecasts.made_by, base.about["forecasts"]
+        raise UserError(f"forecasts.made_by: {ours} does not fit {where}, which was trained with {theirs}")
     for name, ours in run.features.model_dump(mode="json").items():
         theirs = base.about["settings"].get(name)
         if ours != theirs:

@@ -13,9 +13,8 @@ from analysis.drift import Shift, kolmogorov_smirnov, level_shifts, stability_in
 from analysis.metrics import session_returns
 from envs.bars import join_bars
 from envs.batched import uses_drawdown
-from envs.features import compute_features
 from envs.ledger import Terms
-from envs.market import PairMarket
+from envs.market import PairMarket, raw_features
 from envs.replay import replay
 from pbt.finished import FinishedRun
 from pbt.fitness import pooled_score
@@ -73,7 +72,8 @@ def audit_features(
         seed: Of the shuffles.
     """
     market = finished.markets()[pair]
-    raw = raw_features(finished, pair)
+    a, b, _ = join_bars(*finished.legs()[pair])
+    _, raw = raw_features(a, b, finished.run, finished.forecasts)
     scaler = market.scaler
     names = ("train", *splits)
     spans = {split: slice(market.splits[split].start, market.splits[split].stop) for split in names}
@@ -103,12 +103,6 @@ def audit_features(
             )
         )
     return sorted(reports, key=lambda report: (-report.importance, report.name))
-
-
-def raw_features(finished: FinishedRun, pair: str) -> np.ndarray:
-    """The features [T, F] float64 of a pair before scaling, on the bars of its market."""
-    a, b, _ = join_bars(*finished.legs()[pair])
-    return compute_features(a, b, finished.run.features, finished.run.data.bars_per_year)
 
 
 def importance(run: RunConfig, market: PairMarket, policies: Sequence[Policy], repeats: int, seed: int) -> np.ndarray:

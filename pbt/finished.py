@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from envs.bars import Bars, join_bars
+from envs.forecasts import Forecasts
 from envs.market import Borders, PairMarket, Span, build_market, iso_date, load_legs, run_borders, split_borders
 from envs.scaler import Scaler
+from pbt.forecasts import given_forecasts, kept_forecasts
 from pbt.hub import fetch_run, is_hub
 from pbt.run_dir import RunDir, open_run
 from pbt.windows import window_numbers
@@ -85,6 +87,10 @@ class FinishedRun:
                     raise UserError(f"{folder}: the survivor cannot be read: {error}") from error
         return found
 
+    def fitness(self, pair: str) -> list[tuple[float, float]]:
+        """Fitness on validation and its standard error of the survivors of a pair, best first."""
+        return [(row["fitness"], row["fitness_se"]) for row in self.known if row["pair"] == pair]
+
     def scaler(self, pair: str) -> Scaler:
         """The scaler of a pair's features, which all its survivors share."""
         texts = {}
@@ -130,16 +136,26 @@ class FinishedRun:
         chosen = run.model_copy(update={"data": run.data.model_copy(update={"pairs": tuple(self.pairs)})})
         return load_legs(chosen)
 
-    def markets(self, data_dir: str | None = None) -> dict[str, PairMarket]:
+    @cached_property
+    def forecasts(self) -> Forecasts | None:
+        """The run's own forecasts; None for a run without."""
+        return kept_forecasts(self.run, self.directory)
+
+    def markets(self, data_dir: str | None = None, forecasts: str | None = None) -> dict[str, PairMarket]:
         """The pairs' markets as their survivors know them: their scaler, and splits by the run's own dates.
+
+        Args:
+            data_dir: Prices other than the run's own.
+            forecasts: File of forecasts of these prices; None: the run's own.
 
         Raises:
             UserError: If prices are missing or their features are not those that the survivors were trained on.
         """
         run, found = self.on_data(data_dir), {}
+        known = self.forecasts if forecasts is None else given_forecasts(run, forecasts, tuple(self.pairs))
         for pair, (a, b) in self.legs(data_dir).items():
             borders = self.borders(pair, join_bars(a, b)[0].dates)
-            found[pair] = self.pinned(build_market(pair, a, b, run, borders, self.scaler(pair)))
+            found[pair] = self.pinned(build_market(pair, a, b, run, borders, self.scaler(pair), known))
         return found
 
     def borders(self, pair: str, dates: np.ndarray) -> Borders:
@@ -201,7 +217,7 @@ class FinishedRun:
 
 
 def known_survivors(path: Path) -> list[dict[str, Any]]:
-    """Pair, policy name, rank, member and generation of every survivor of a complete run."""
+    """Pair, policy name, rank, member, generation and fitness with its error of every survivor of a complete run."""
     try:
         pairs = json.loads(path.read_text())["pairs"]
     except (OSError, ValueError, KeyError) as error:
@@ -215,6 +231,8 @@ def known_survivors(path: Path) -> list[dict[str, Any]]:
             "rank": survivor["rank"],
             "member": survivor["member"],
             "generation": survivor["generation"],
+            "fitness": survivor["fitness"],
+            "fitness_se": survivor["fitness_se"],
         }
         for pair, entry in pairs.items()
         for survivor in entry["survivors"]

@@ -153,6 +153,18 @@ def train_segment(
         algorithm.stop()
 
 
+def untrained_state(run: RunConfig, market: PairMarket, member: str) -> State:
+    """The boundary state of a member that starts from nothing; Ray is up."""
+    # Only what a state consists of is wanted, which is the same on every device.
+    run = run.model_copy(update={"resources": run.resources.model_copy(update={"gpus_per_member": 0.0})})
+    enter(run, market.pair, market)
+    algorithm = PairPPO(config=PairPPOConfig.from_run(run, market.pair, key=initial_key(run, market.pair, member)))
+    try:
+        return algorithm.boundary_state()
+    finally:
+        algorithm.stop()
+
+
 def _iterate(algorithm: PairPPO) -> Iteration:
     started = time.perf_counter()
     PairPPO.step(algorithm)  # a member's own step is the whole generation

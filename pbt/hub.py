@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SCHEME = "hf://"
 UNPUBLISHED = "unpublished"
 """``data.dir`` of a run whose prices stayed at home. Null would mean the synthetic market, which is something else."""
+HOME_FORECASTS = ("file", "command", "python")
+"""Fields of ``forecasts`` that stay at home: a published config names no program of its reader's to run."""
 LOGIN = "set HF_TOKEN or run `hf auth login`"
 
 
@@ -157,6 +159,9 @@ def _config_settings(where: str, name: str, path: Path) -> dict[str, Any]:
     location = data.get("dir") if isinstance(data, dict) else None
     if location not in (None, UNPUBLISHED) and not str(location).startswith(f"{SCHEME}datasets/"):
         raise refuse(where, name, "names a folder of your machine as data.dir")
+    forecasts = settings.get("forecasts")
+    if isinstance(forecasts, dict):
+        settings["forecasts"] = {key: value for key, value in forecasts.items() if key not in HOME_FORECASTS}
     return {key: value for key, value in settings.items() if key not in ("resources", "tracking")}
 
 

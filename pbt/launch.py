@@ -20,6 +20,7 @@ from rayconf.storage import place
 
 if TYPE_CHECKING:
     from pbt.base import Base
+    from pbt.forecasts import Found
     from pbt.run_dir import RunDir
     from pbt.windows import Window
     from rayconf.session import Machine
@@ -53,6 +54,8 @@ MAY_DIFFER = (
     "versions",
     "name",
     "stages.base_digest",
+    "forecasts.digest",
+    "forecasts.made_by",
 )
 
 
@@ -136,16 +139,20 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
 
     from envs.walk_forward import dated
     from pbt.base import find_base, kept_base
+    from pbt.forecasts import Found, find_forecasts, kept_forecasts
     from pbt.run_dir import RunDir
     from pbt.windows import windows_of
 
     fresh = not args.resume and not args.extend
-    base = find_base(config) if fresh else kept_base(config, RunDir(folder / (config.name or "")))
-    config = dated(base.recorded(config))
-    directory = RunDir(folder / (config.name or ""), config.identity, runs.mirror(config.name or "") if runs else None)
+    directory = RunDir(folder / (config.name or ""), mirror=runs.mirror(config.name or "") if runs else None)
     if fresh and directory.storage.occupied() and not args.dry_run:
         directory.create()  # raises: the name is taken
-    windows = windows_of(config, directory, base.scalers)
+    forecasts = find_forecasts(config) if fresh else Found(kept_forecasts(config, directory))
+    config = forecasts.recorded(config) if fresh else config
+    base = find_base(config) if fresh else kept_base(config, directory)
+    config = dated(base.recorded(config))
+    directory.identity = config.identity
+    windows = windows_of(config, directory, base.scalers, forecasts.forecasts)
     working = _training(config, directory, args)
     if machine is not None:
         plan(working, machine)  # raises: no member fits
@@ -156,6 +163,8 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
     if args.dry_run:
         from pbt.preflight import describe
 
+        for line in forecasts.warnings():
+            print(f"warning    {line}")
         describe(config, working, windows, machine, args.address, measured=args.measure)
         return OK
     if args.resume and _complete(directory):
@@ -168,11 +177,11 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
 
     try:
         if machine is not None:
-            _open(args, config, working, directory, windows, base, machine)
+            _open(args, config, working, directory, windows, base, forecasts, machine)
         with start_ray(config.resources, args.address) as found:
             if machine is None:  # a cluster that does not answer, or is not fit, leaves no run behind
                 found = fit_cluster(config, args.run_dir if runs else folder, found)
-                _open(args, config, working, directory, windows, base, found)
+                _open(args, config, working, directory, windows, base, forecasts, found)
             execute(config, directory, windows, found, Console())
     except SystemExit:  # SIGTERM
         print(f"pairpbt: terminated; go on with --resume --name {directory.name}", file=sys.stderr)
@@ -203,6 +212,7 @@ def _open(
     directory: "RunDir",
     windows: "Sequence[Window]",
     base: "Base",
+    forecasts: "Found",
     machine: "Machine",
 ) -> None:
     """Make the run's directory, or bring that of a resumed run back to its last commit; say what will happen."""
@@ -215,6 +225,7 @@ def _open(
     if not args.resume and not args.extend:
         directory.create()
         base.keep(directory)
+        forecasts.keep(directory)
     logging.basicConfig(
         filename=directory.log, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
@@ -227,7 +238,7 @@ def _open(
         begin_extension(config, directory, windows[0].markets, working.data.pairs)
     else:
         begin(config, directory, windows)
-        for line in base.warnings(config):
+        for line in (*forecasts.warnings(), *base.warnings(config)):
             directory.event("plan", line)
             print(f"warning    {line}")
     directory.push()

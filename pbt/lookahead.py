@@ -17,6 +17,7 @@ import torch
 
 from algos.policy import Policy
 from envs.bars import Bars
+from envs.forecasts import Forecasts
 from envs.ledger import Terms
 from envs.market import SPLITS, Borders, PairMarket, Span, build_market
 from envs.replay import Replay, replay
@@ -48,12 +49,14 @@ class Subject:
     scaler: Scaler
     """The survivors' stored one."""
     policies: Mapping[str, Policy]
+    forecasts: Forecasts | None = None
+    """The run's; whether they are causal themselves was looked at when they were made (``pbt.forecaster``)."""
 
     def market(self, a: Bars, b: Bars, scaler: Scaler | None) -> PairMarket:
         """The pair's market on other bars; without a scaler, with one fitted to them, as the run's own was."""
         if scaler is None and self.run.starts_from_base(self.pair):
             scaler = self.scaler  # it came with a base checkpoint, and was fitted to no bar of this run
-        return build_market(self.pair, a, b, self.run, self.borders, scaler)
+        return build_market(self.pair, a, b, self.run, self.borders, scaler, self.forecasts)
 
 
 @dataclass(frozen=True)

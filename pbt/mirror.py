@@ -25,7 +25,7 @@ LEFT = (*TRAINED, "backtests/", "replays/")
 """What a working copy does without."""
 HERE = ("state/reserve",)
 """What only the machine of the driver needs."""
-COMMITS = ("config.yaml", "extension.yaml", "base/", "state/")
+COMMITS = ("config.yaml", "extension.yaml", "base/", "forecasts.parquet", "state/")
 """What a resume goes on from."""
 WINDOW = re.compile(r"^windows/[0-9]+/")
 """Folder of a window of a walk-forward, which is laid out as the run is."""

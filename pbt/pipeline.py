@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import ray
 from rich.console import Console
 
-from algos.policy import EnsemblePolicy
 from analysis.frames import KEYS, daily_schema, evidence_schema, read_frame, read_jsonl, write_frame, write_text
+from analysis.overfitting import snapshot_streams
 from analysis.report import write_report
 from analysis.statistics import evidence_of, evidence_rows
 from analysis.summary import build_summary, headline_window, with_deflated, write_summary
@@ -27,6 +27,7 @@ from pbt import fitness
 from pbt import population as populations_of
 from pbt.base import base_members
 from pbt.extension import join, joining, plan_lines, write_extension
+from pbt.fallback import the_prior, why_prior
 from pbt.gauges import Gauges
 from pbt.manifest import Population
 from pbt.population import PairClock, PairPopulation
@@ -34,7 +35,7 @@ from pbt.progress import ProgressView
 from pbt.results import known_notes, window_entries, write_events, write_summary_json, write_training_frames
 from pbt.run_dir import RunDir
 from pbt.scheduler import Listener
-from pbt.simulator import ENSEMBLE, Policies, backtest
+from pbt.simulator import Policies, backtest, with_ensembles
 from pbt.stages import pretrained_members, run_stages
 from pbt.startup import StartUp
 from pbt.survivors import Survivor, export, load_survivors
@@ -168,7 +169,8 @@ def finish(run: RunConfig, directory: RunDir, done: Sequence[Done]) -> None:
     Pairs without a reference were finished before: their survivors and daily rows stay as they are.
     """
     lineage = write_training_frames(run, directory, [(one.window, one.populations) for one in done])
-    survivors = [_survivors(one, directory if one is done[-1] else one.window.directory, lineage) for one in done]
+    seen = snapshot_streams(read_frame(directory.frame("validation")))
+    survivors = [_survivors(one, directory if one is done[-1] else one.window.directory, lineage, seen) for one in done]
     references, last = done[-1].references, survivors[-1]
     extended = len(references) < len(last)
     for which in references if extended else (None,):  # the finished pairs of an extension are not looked at again
@@ -255,8 +257,10 @@ def load_population(run: RunConfig, directory: RunDir, market: PairMarket) -> Pa
     return PairPopulation(run, directory, clock, committed)
 
 
-def _survivors(done: Done, home: RunDir, lineage: Sequence[Mapping[str, Any]]) -> dict[str, list[Survivor]]:
-    """The survivors of a window by pair, written to ``home``.
+def _survivors(
+    done: Done, home: RunDir, lineage: Sequence[Mapping[str, Any]], seen: Mapping[tuple[int, str], np.ndarray]
+) -> dict[str, list[Survivor]]:
+    """The survivors of a window by pair, written to ``home``; ``seen`` is what ``snapshot_streams`` returns.
 
     Raises:
         NoSurvivorError: A pair has none.
@@ -264,7 +268,13 @@ def _survivors(done: Done, home: RunDir, lineage: Sequence[Mapping[str, Any]]) -
     window, found = done.window, {}
     rows = [row for row in lineage if row["window"] == window.number]
     for pair, population in done.populations.items():
-        found[pair] = load_survivors(window.run, window.directory, population, window.markets[pair])
+        ranked = load_survivors(window.run, window.directory, population, window.markets[pair])
+        reason = why_prior(window.run, population, seen.get((window.number, pair))) if ranked else None
+        if reason is not None:
+            if pair in done.references:
+                window.directory.event("fallback", reason, pair=pair)
+            ranked = [the_prior(window.run, window.directory, window.markets[pair])]
+        found[pair] = ranked
         for survivor in found[pair] if pair in done.references else ():
             export(window.run, home, window.markets[pair], survivor, rows)
     missing = [pair for pair, ranked in found.items() if not ranked]
@@ -277,8 +287,8 @@ def _survivors(done: Done, home: RunDir, lineage: Sequence[Mapping[str, Any]]) -
 
 
 def _policies(ranked: list[Survivor]) -> Policies:
-    ensemble = EnsemblePolicy([survivor.policy for survivor in ranked])
-    return {ENSEMBLE: ensemble, **{survivor.name: survivor.policy for survivor in ranked}}
+    own = {survivor.name: survivor.policy for survivor in ranked}
+    return with_ensembles(own, [(s.snapshot.fitness, s.snapshot.fitness_se) for s in ranked])
 
 
 def _known(survivors: Sequence[Mapping[str, list[Survivor]]], numbers: Sequence[int]) -> list[dict[str, Any]]:

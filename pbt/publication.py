@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 from analysis.frames import read_frame
 from analysis.summary import headline_window
 from pbt.finished import FinishedRun
-from pbt.hub import SCHEME, UNPUBLISHED
+from pbt.hub import HOME_FORECASTS, SCHEME, UNPUBLISHED
 from pbt.model_card import Card
 from pbt.run_dir import RunDir, open_run
+from pbt.windows import window_numbers
 from rayconf.errors import UserError
 from rayconf.loading import build_config, load_file
 from rayconf.run_config import RunConfig
@@ -86,9 +87,10 @@ def build(plan: Publication, folder: Path, repo: str, license: str | None = None
             source = plan.directory.survivor(pair, survivor["rank"])
             _copy_survivor(source, folder / source.relative_to(plan.directory.path), plan.pairs)
     if plan.run.stages.pretrain and len(plan.pairs) == len(plan.summary["pairs"]):  # it names all pairs it has seen
+        base = plan.directory.in_window(window_numbers(plan.run)[-1]).base  # that of the survivors
         (folder / "base").mkdir()
         for name in ENCODER:
-            _copy(plan.directory.base / name, folder / "base" / name)
+            _copy(base / name, folder / "base" / name)
     card = Card(repo, run, entries, _headline(plan), len(plan.summary["pairs"]), license)
     (folder / "README.md").write_text(card.text())
     _check_private(folder, plan)
@@ -97,17 +99,19 @@ def build(plan: Publication, folder: Path, repo: str, license: str | None = None
 def portable(run: RunConfig, pairs: Sequence[str]) -> RunConfig:
     """A config without what belongs to one machine or person: local paths, resources, trackers.
 
-    A local ``data.dir`` becomes ``unpublished``, a hub data set stays. Other local paths become null.
+    A local ``data.dir`` becomes ``unpublished``, a hub data set stays. Other local paths become null, and so does the
+    command of a forecaster.
     """
     settings = run.model_dump(mode="json", exclude={"resources", "tracking"})
-    data = settings.pop("data")
+    data, forecasts = settings.pop("data"), settings.pop("forecasts")
+    forecasts |= dict.fromkeys(HOME_FORECASTS)
     settings = _without_paths(settings)
     location = data["dir"]
     if location is not None and not location.startswith(f"{SCHEME}datasets/"):
         data["dir"] = UNPUBLISHED
     data["pairs"] = [pair for pair in data["pairs"] if pair in pairs]
     data["transferred"] = [pair for pair in data["transferred"] if pair in pairs]
-    return build_config({**settings, "data": data})
+    return build_config({**settings, "data": data, "forecasts": forecasts})
 
 
 def _without_paths(value: Any) -> Any:

@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _replay(args: argparse.Namespace) -> int:
     from analysis.frames import read_frame
     from pbt.base import kept_base
+    from pbt.forecasts import kept_forecasts
     from pbt.pipeline import other_versions
     from pbt.run_dir import open_run
     from pbt.segments import base_state, difference, retrain, segments_of
@@ -78,7 +79,7 @@ def _replay(args: argparse.Namespace) -> int:
     lineage = read_frame(directory.frame("lineage"), pair=args.pair, window=directory.window).to_pylist()
     segments, store = segments_of(run, lineage, args.pair, snapshot), StateStore(directory.storage)
     base = base_state(segments, store)
-    window = windows_of(run, directory, kept_base(run, directory).scalers)[-1]
+    window = windows_of(run, directory, kept_base(run, directory).scalers, kept_forecasts(run, directory))[-1]
     run, market = window.run, window.markets[args.pair]
     for line in _warnings(run, other_versions(run)):
         print(f"warning    {line}", flush=True)
@@ -112,6 +113,8 @@ def _chosen(run: RunConfig, directory: "RunDir", args: argparse.Namespace) -> "S
     places = {row["rank"]: (row["member"], row["generation"]) for row in known}
     if args.rank not in places:
         raise UserError(f"--rank: {args.pair} has survivors {', '.join(map(str, places))}, not {args.rank}")
+    if not places[args.rank][1]:
+        raise UserError(f"--pair: {args.pair} trades its prior, which nothing trained: there is no schedule to replay")
     archive = Population.read(directory.manifest(args.pair)).archive
     for snapshot in archive:
         if (snapshot.member, snapshot.generation) == places[args.rank]:

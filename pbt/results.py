@@ -28,6 +28,7 @@ from analysis.verdict import Evidence
 from pbt.manifest import Population
 from pbt.run_dir import RunDir
 from pbt.search import to_unit
+from pbt.simulator import ENSEMBLE, WEIGHTED
 from pbt.store import ReturnStore
 from pbt.survivors import Survivor
 from pbt.windows import Window
@@ -161,11 +162,11 @@ def write_summary_json(
                 }
                 for survivor in ranked
             ],
-            "ensemble": {"test": headline.get((pair, "ensemble"), {})},
+            **{name: {"test": headline[pair, name]} for name in (ENSEMBLE, WEIGHTED) if (pair, name) in headline},
             "baselines": {
                 policy: figures
                 for (of, policy), figures in headline.items()
-                if of == pair and not policy.startswith("survivor-") and policy != "ensemble"
+                if of == pair and not policy.startswith(("survivor-", "ensemble"))
             },
         }
     content = {

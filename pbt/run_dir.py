@@ -60,6 +60,7 @@ class RunDir:
         self.survivors = trained / "survivors"
         self.replays = path / "replays"
         self.base = trained / "base"
+        self.forecasts = path / "forecasts.parquet"
         self.tensorboard = path / "tensorboard"
         self.report = path / "report.html"
         self.summary_csv = path / "summary.csv"

@@ -43,6 +43,12 @@ def refuse(where: str, name: str, problem: str) -> UserError:
     return UserError(f"{where}: {name[:120]!r} {problem}")
 
 
+def plain(name: str) -> bool:
+    """Whether a path consists of at most six plain names, so that it leads nowhere else and is no pattern."""
+    segments = name.split("/")
+    return len(segments) <= 6 and all(_SEGMENT.fullmatch(segment) for segment in segments)
+
+
 def admitted(where: str, files: Iterable[tuple[str, int]]) -> dict[str, int]:
     """The files of a published run among those of a repository, by name, before any of them is downloaded.
 
@@ -62,8 +68,7 @@ def admitted(where: str, files: Iterable[tuple[str, int]]) -> dict[str, int]:
             raise UserError(f"{where}: holds more than {COUNT} files, which no published run does")
         if name in IGNORED:
             continue
-        segments = name.split("/")
-        if not all(_SEGMENT.fullmatch(segment) for segment in segments) or len(segments) > 6:
+        if not plain(name):
             raise refuse(where, name, "is no plain path; nothing was downloaded")
         limit = LIMITS.get(Path(name).suffix)
         if limit is None:

@@ -27,8 +27,11 @@ from pbt.terms import BASE, Scenario, base_scenario, scenarios, terms_of
 from rayconf.run_config import RunConfig
 
 ENSEMBLE = "ensemble"
+WEIGHTED = "ensemble_weighted"
 EQUAL_WEIGHT = "equal_weight"
 
+SMALLEST_ERROR = 1e-3
+"""Of a fitness, where survivors are weighted by it."""
 BASELINES = 9
 """Baselines beside the policies, about."""
 CELLS = 2_500_000
@@ -38,6 +41,25 @@ Policies = Mapping[str, Policy | EnsemblePolicy]
 Targets = Mapping[str, np.ndarray]
 Daily = dict[tuple[str, str], pa.Table]
 """Rows of the ``daily`` frame by (scenario, policy)."""
+
+
+def with_ensembles(survivors: Mapping[str, Policy], fitness: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """The survivors of a pair with their ensembles, by policy name.
+
+    ``ensemble``, the headline, counts all alike. ``ensemble_weighted``, where there are several, counts each by
+    exp(f / e) of its fitness f, e the mean standard error: by how far they are apart in units of their noise.
+
+    Args:
+        survivors: By name, best first.
+        fitness: Fitness on validation and its standard error, of each.
+    """
+    members = list(survivors.values())
+    found: dict[str, Any] = {ENSEMBLE: EnsemblePolicy(members)}
+    if len(members) > 1:
+        value, error = np.array(fitness, np.float64).T
+        shares = np.exp((value - value.max()) / max(float(error.mean()), SMALLEST_ERROR))
+        found[WEIGHTED] = EnsemblePolicy(members, shares.tolist())
+    return {**found, **survivors}
 
 
 def follow(

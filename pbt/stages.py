@@ -20,7 +20,7 @@ from analysis.frames import append_jsonl
 from envs.market import PairMarket
 from envs.training_bars import TrainingBars
 from envs.universe import joined
-from pbt.base import BASE, fresh_state
+from pbt.base import BASE
 from pbt.encoder_base import (
     JOURNAL,
     SPECIALIST,
@@ -66,7 +66,7 @@ def pretrained_members(run: RunConfig, directory: RunDir, market: PairMarket) ->
     """The members of a pair as they start from its encoder, all else from weights of their own. Ray is up."""
     from algos.bar_network import BarActorCritic
     from algos.config import PairPPOConfig
-    from pbt.generation import initial_key
+    from pbt.generation import initial_key, untrained_state
 
     checkpoint, origin = encoder_of(run, directory, market.pair)
     start = {
@@ -75,7 +75,7 @@ def pretrained_members(run: RunConfig, directory: RunDir, market: PairMarket) ->
         if name.startswith("encoder.")
         for place in places(run.network.encoder, name, run.network.encoder_sharing)
     }
-    template, store, members = fresh_state(run, market, member_name(0)), StateStore(directory.storage), {}
+    template, store, members = untrained_state(run, market, member_name(0)), StateStore(directory.storage), {}
     account = template["module/pi.account.weight"].shape[1]
     spaces = [gym.spaces.Box(-np.inf, np.inf, (count,), np.float32) for count in (1 + account, 2)]
     for index in range(run.pbt.population):

@@ -16,13 +16,15 @@ from torch import Tensor
 from algos.policy import EnsemblePolicy, Policy
 from algos.stack import decide_on
 from envs import ledger
-from envs.bars import Bars, bars_from_frame, is_intraday, join_bars, load_bars, resolve_directory
+from envs.bars import Bars, bars_from_frame, join_bars, load_bars, resolve_directory
 from envs.batched import uses_drawdown
-from envs.features import compute_features, feature_names, lookback
+from envs.features import lookback
+from envs.forecasts import Forecasts
 from envs.ledger import Account, Terms
-from envs.market import standardised
+from envs.market import raw_features, standardised
 from envs.scaler import Scaler
 from envs.synthetic import synthetic_pair
+from pbt.forecasts import given_forecasts
 from pbt.run_dir import folder_name
 from pbt.trading_account import TradingAccount, capped, is_batch, mark
 from rayconf.errors import UserError
@@ -184,16 +186,22 @@ class TradingPolicy:
             cost=float(fill.cost),
         )
 
-    def history(self, prices: Prices) -> History:
+    def history(self, prices: Prices, forecasts: str | Path | None = None) -> History:
         """Join prices and compute the features of every bar with the policy's own config and scaler.
 
+        Args:
+            prices: See ``Prices``.
+            forecasts: Parquet file of forecasts of these prices, for a policy whose features hold some.
+
         Raises:
-            UserError: A leg is missing, bars are malformed, daily where the policy knows intraday, or too few.
+            UserError: A leg is missing, bars are malformed, daily where the policy knows intraday, or too few; or
+                forecasts are missing or others than the policy was trained with.
         """
+        known = self._forecasts(forecasts)
         legs = self._legs(prices)
         a, b, joined = join_bars(*legs)
         config = self.run.features
-        names = feature_names(config, is_intraday(a.dates))
+        names, values = raw_features(a, b, self.run, known)
         if names != self.scaler.names:
             kinds = ["intraday" if "time_sin" in x else "daily" for x in (self.scaler.names, names)]
             why = f"{kinds[0]} bars, these are {kinds[1]}" if kinds[0] != kinds[1] else "other features than its config"
@@ -205,7 +213,6 @@ class TradingPolicy:
             raise UserError(
                 f"prices: {self.pair}: {joined.text}: {len(a)} bars are too few; this policy needs {first + 1}"
             )
-        values = compute_features(a, b, config, self.run.data.bars_per_year)
         features = standardised(values, self.scaler, config)
         notes = [
             f"{leg.ticker} has bars up to {_label(leg.dates[-1])}; the last that both have is {_label(joined.last)}"
@@ -214,6 +221,16 @@ class TradingPolicy:
         ]
         close = np.stack([a.close, b.close], axis=1)
         return History(a.dates, close, torch.from_numpy(features), first, tuple(notes))
+
+    def _forecasts(self, place: str | Path | None) -> Forecasts | None:
+        if place is not None:
+            return given_forecasts(self.run, place, (self.pair,))
+        if self.run.forecasts.used:
+            raise UserError(
+                f"--forecasts: missing; {self.pair} was trained with forecasts of {self.run.forecasts.made_by}, so "
+                "give those of these prices (python -m pbt.forecast makes them)"
+            )
+        return None
 
     @property
     def _terms_of_trade(self) -> dict[str, Any]:
@@ -380,7 +397,7 @@ def _pair_of(folder: Path, run: RunConfig, pair: str | None) -> str:
 
 def _check_alike(folder: Path, first: TradingPolicy, other: TradingPolicy) -> None:
     """An ensemble's members read the same features and trade on the same terms."""
-    for section in ("data", "features", "costs"):
+    for section in ("data", "features", "forecasts", "costs"):
         if getattr(first.run, section) != getattr(other.run, section):
             raise UserError(f"{folder}: {first.name} and {other.name} differ in {section}; they are of different runs")
     same = first.run.env.lag == other.run.env.lag and uses_drawdown(first.run) == uses_drawdown(other.run)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from envs.forecasts import Forecasts
 from envs.market import PairMarket, load_markets
 from envs.scaler import Scaler
 from envs.universe import with_universe
@@ -55,22 +56,28 @@ def current_window(directory: RunDir, run: RunConfig) -> RunDir:
     return window
 
 
-def windows_of(run: RunConfig, directory: RunDir, scalers: Mapping[str, Scaler] | None = None) -> tuple[Window, ...]:
+def windows_of(
+    run: RunConfig,
+    directory: RunDir,
+    scalers: Mapping[str, Scaler] | None = None,
+    forecasts: Forecasts | None = None,
+) -> tuple[Window, ...]:
     """The windows of a run with their markets and what is trained on them, first to last.
 
     Args:
         run: The run; its walk-forward, if it is one, has dates.
         directory: Its directory.
         scalers: As ``load_markets`` takes them; a walk-forward fits its own.
+        forecasts: Those that the run has among its features.
 
     Raises:
         UserError: If prices do not fit the run.
     """
     if not run.split.walk_forward:
-        return (Window(run, directory, with_universe(load_markets(run, scalers), run)),)
+        return (Window(run, directory, with_universe(load_markets(run, scalers, forecasts), run, forecasts)),)
     return tuple(
-        Window(walk.run, directory.in_window(walk.number), with_universe(walk.markets, walk.run))
-        for walk in load_windows(run)
+        Window(walk.run, directory.in_window(walk.number), with_universe(walk.markets, walk.run, forecasts))
+        for walk in load_windows(run, forecasts)
     )
 
 

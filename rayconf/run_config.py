@@ -21,6 +21,7 @@ from rayconf.sections import (
     DirectConfig,
     EnvConfig,
     FeaturesConfig,
+    ForecastConfig,
     NetworkConfig,
     OptimizerConfig,
     PBTConfig,
@@ -70,6 +71,7 @@ class RunConfig(Section):
     synthetic: SyntheticConfig = SyntheticConfig()
     split: SplitConfig = SplitConfig()
     features: FeaturesConfig = FeaturesConfig()
+    forecasts: ForecastConfig = ForecastConfig()
     universe: UniverseConfig = UniverseConfig()
     augment: AugmentConfig = AugmentConfig()
     costs: CostsConfig = CostsConfig()
@@ -163,6 +165,8 @@ class RunConfig(Section):
             what = "stages.base" if self.stages.base is not None else "data.transferred"
             raise ValueError(f"split.walk_forward: leave {what} out; what was trained before may have seen the tests")
         self._check_terms()
+        if self.forecasts.wanted and self.augment.histories:
+            raise ValueError("augment.histories: resampled histories have no forecasts; set 0, or leave forecasts out")
         for field in ("min_gain", "max_overfitting"):
             if getattr(self.pbt, field) is not None and self.env.mapping != "residual":
                 raise ValueError(f"pbt.{field}: falls back to a prior, which env.mapping residual alone has")
@@ -234,9 +238,12 @@ class RunConfig(Section):
         """What the run computes, as ``seed7-0123456789ab``: seed and digest of the config.
 
         Name, resources, trackers and versions do not count, so runs of one identity have equal results and equal
-        frames wherever they are kept. Of a base checkpoint the content counts, not where it lay.
+        frames wherever they are kept. Of a base checkpoint and of forecasts the content counts, not where it lay.
         """
-        content = self.model_dump(mode="json", exclude={"name", "resources", "tracking", "versions", "stages"})
+        left_out = {"name", "resources", "tracking", "versions", "stages", "forecasts"}
+        content = self.model_dump(mode="json", exclude=left_out)
+        if self.forecasts.content is not None:
+            content["forecasts"] = self.forecasts.content
         if self.stages.base_digest is not None:
             content["base"] = self.stages.base_digest
         if self.stages.pretrain:

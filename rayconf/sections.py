@@ -1,5 +1,7 @@
 """The sections of a run's description. The docstring under a field is its documentation, everywhere."""
 
+import re
+import shlex
 from datetime import date, datetime
 from itertools import pairwise
 from typing import Annotated, Literal
@@ -27,6 +29,8 @@ STAGES = ("base", "specialists", "population")
 """Stages of a run, in order."""
 ENCODERS = ("factored", "conv", "gru", "transformer")
 """Networks that evaluate what reads only the market once per bar."""
+UNAVAILABLE = "unavailable"
+"""Digest of optional forecasts that were not to be had."""
 
 
 class Section(BaseModel):
@@ -233,6 +237,82 @@ class AugmentConfig(Section):
     """Standard deviation of Gaussian noise on standardised features, drawn anew for each step; not on a prior."""
     cost_factor: Annotated[float, Field(ge=1)] = 1.0
     """An episode's trading cost is ``env.train_cost_bps`` times a number drawn evenly from 1 to this."""
+
+
+class ForecastConfig(Section):
+    """Forecasts of a time-series model as features (docs/forecasts.md); without ``model`` and ``file`` there are none.
+
+    A forecast is a quantile of the change of a log price, or of the log-price spread, over the next bars, made at a
+    close from bars up to it. Its feature is that quantile / (volatility x sqrt(horizon)).
+    """
+
+    model: str | None = None
+    """Model on the Hugging Face hub, ``OWNER/NAME``, downloaded when the run starts and run by ``command``; with
+    ``file``, the model that must have made it."""
+    revision: str | None = None
+    """Branch, tag or commit of the model; null: ``main``. With ``file``, the revision that must be written in it."""
+    file: str | None = None
+    """Parquet of forecasts that were made before, a path or URI; null: they are made when the run starts."""
+    command: tuple[str, ...] | None = None
+    """Program and first arguments of the forecaster, in an environment of its own; null: the shipped command for Toto,
+    run by ``python``."""
+    python: str | None = None
+    """Interpreter of the environment that has ``toto-ts``, for the shipped command; null: the one of this run."""
+    series: tuple[Literal["spread", "a", "b"], ...] = ("spread",)
+    """What is forecast per pair: ``spread``, and the log prices of leg ``a`` and of leg ``b``."""
+    horizons: tuple[Count, ...] = (1, 5, 21)
+    """Bars ahead."""
+    quantiles: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.5, 0.9)
+    """Quantiles of each forecast."""
+    context: Annotated[int, Field(ge=2)] = 512
+    """Bars up to a close that its forecast reads, at most."""
+    checks: Annotated[int, Field(ge=0)] = 3
+    """Random dates after which the prices are cut off and forecast again: forecasts up to there must stay the same."""
+    optional: bool = False
+    """Where network, model or command fail: true goes on without these features, and the report says so."""
+    digest: str | None = None
+    """Digest of the forecasts in use, or ``unavailable``; written, not set."""
+    made_by: str | None = None
+    """Model and revision that made them, ``NAME@REVISION``; written, not set."""
+
+    @field_validator("command", mode="before")
+    @classmethod
+    def _words(cls, command: object) -> object:
+        """One text is split as a shell would."""
+        return tuple(shlex.split(command)) if isinstance(command, str) else command
+
+    @model_validator(mode="after")
+    def _complete(self) -> "ForecastConfig":
+        if self.model is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.model):
+            raise ValueError(
+                f"model {self.model!r} must be OWNER/NAME of the hub; forecasts of a local model are a file"
+            )
+        if self.command is not None and (self.model is None or self.file is not None or not self.command):
+            raise ValueError("command runs a model of the hub: give it with model, and without file")
+        for name in ("series", "horizons", "quantiles"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{name} {list(values)} must name each value once, at least one")
+        if list(self.quantiles) != sorted(self.quantiles):
+            raise ValueError(f"quantiles {list(self.quantiles)} must rise, e.g. [0.1, 0.5, 0.9]")
+        return self
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the run asks for forecasts, be they available or not."""
+        return not (self.model is None and self.file is None and self.digest is None)
+
+    @property
+    def used(self) -> bool:
+        """Whether features hold forecasts; known once the run has looked for them."""
+        return self.digest not in (None, UNAVAILABLE)
+
+    @property
+    def content(self) -> dict[str, object] | None:
+        """All that features depend on; None without forecasts. Where they lay and how they were made do not count."""
+        if not self.used:
+            return None
+        return {name: getattr(self, name) for name in ("digest", "series", "horizons", "quantiles")}
 
 
 class CostsConfig(Section):

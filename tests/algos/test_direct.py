@@ -1,6 +1,7 @@
 """The direct arm: the gradient, the objective and the accounts against slower ways, and the algorithm as a whole."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -22,6 +23,7 @@ from envs.batched import training_terms, uses_drawdown
 from envs.mapping import ActionMap
 from envs.market import PairMarket, Span
 from envs.replay import ByRow, Replay, replay
+from envs.training_bars import TrainingBars
 from rayconf.errors import UserError
 from rayconf.run_config import RunConfig, default_search
 from rayconf.search import idle_fields
@@ -169,6 +171,25 @@ def test_the_objective_is_the_sharpe_ratio_of_a_replay(encoder: str, env: dict[s
     assert min(t) / np.sqrt(BARS - BURN) < worst < np.mean(t) / np.sqrt(BARS - BURN)
 
 
+def test_windows_lie_in_one_market_each_and_all_count_alike() -> None:
+    first = market_for_windows()
+    second = replace(market_for_windows(seed=1), equal_weight_sd=0.03)
+    market = replace(first, training=TrainingBars.joined([first, second], 2))
+    run = run_for(direct={"windows": 400})
+    net = network_for(run, market)
+    course, starts = course_of(run, market, net)
+    assert torch.isfinite(course.net_return).all(), "a market's last row earns no number"
+    assert set(course.unit.unique().tolist()) == {1 / 0.01, 1 / 0.03}
+    assert (course.unit == course.unit[0]).all(), "a window stays where it begins"
+    spans = market.training.decisions(1) if market.training else []
+    expected = {bar for span in spans for bar in range(span.start, span.stop - BARS + 1)}
+    assert set(starts.tolist()) <= expected
+    assert len(set(starts.tolist())) > 0.6 * len(expected)
+    paid = ((course.net_return - 5e-5 * course.turnover**2) * course.unit)[BURN:].detach().numpy()
+    found = objective(course, run.direct, 0.5).item()
+    assert found == pytest.approx(paid.mean() / np.sqrt(paid.var() + 0.01))
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 50),
@@ -214,6 +235,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
         ("network.dropout=0.3",),
         ("direct.objective=reward", "env.cvar_weight=0.1", "network.encoder=gru", "network.encoder_width=8"),
         ("optimizer.kind=muon_mix", "network.encoder=factored", "env.risk_measure=drawdown"),
+        ("universe.pairs=SYNC/SYND,SYNE/SYNF", "env.mapping=residual", "augment.noise=0.2", "augment.cost_factor=3"),
     ],
 )
 def test_a_generation_is_a_function_of_state_config_and_key(build: Build, settings_: tuple[str, ...]) -> None:

@@ -73,6 +73,21 @@ def test_decision_is_the_networks_mean_action_mapped_and_rounded() -> None:
     torch.testing.assert_close(scaled, scaled.round(), rtol=0, atol=1e-9)
 
 
+def test_an_ensemble_by_shares_is_the_weighted_mean_alone_and_in_a_stack() -> None:
+    policies = [make(seed=i) for i in range(3)]
+    features, account = rows(40)
+    team = EnsemblePolicy(policies, [3.0, 0.0, 1.0])
+    own = [policy.decide(features, account) for policy in policies]
+    expected = 0.75 * own[0] + 0.25 * own[2]
+    torch.testing.assert_close(team.decide(features, account), expected, rtol=0, atol=0.51e-4)
+    many: list[Policy | EnsemblePolicy] = [team, EnsemblePolicy(policies), *policies]
+    features, account = rows(40 * len(many))
+    assert torch.equal(together(many, features, account), apart(many, features, account))
+    for shares in ([1.0, 2.0], [1.0, -1.0, 1.0], [0.0, 0.0, 0.0]):
+        with pytest.raises(ValueError, match="must be numbers of 0 and more"):
+            EnsemblePolicy(policies, shares)
+
+
 def test_decisions_do_not_remember_earlier_rows() -> None:
     policy = make()
     features, account = rows(5)
@@ -210,5 +225,5 @@ def test_an_ensemble_of_a_stack_weighs_every_member(monkeypatch: pytest.MonkeyPa
     whole = together(policies, features, account)
     expected = torch.stack([p.decide(features[:4], account[:4]) for p in policies[0].members]).mean(0)  # type: ignore[union-attr]
     torch.testing.assert_close(whole[:4], expected, rtol=0, atol=0.51e-4)
-    monkeypatch.setattr("algos.stack.mean_target", lambda first, others: (first + others[0]) / 2)
+    monkeypatch.setattr("algos.stack.mean_target", lambda targets, shares: (targets[0] + targets[1]) / 2)
     assert not torch.allclose(together(policies, features, account)[:4], expected, rtol=0, atol=0.51e-4)

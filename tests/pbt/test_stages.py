@@ -16,9 +16,9 @@ from analysis.frames import read_jsonl
 from envs.market import PairMarket, load_markets
 from envs.scaler import Scaler
 from envs.walk_forward import dated
-from pbt.base import find_base, fresh_state, kept_base
+from pbt.base import find_base, kept_base
 from pbt.encoder_base import read_checkpoint
-from pbt.generation import initial_key, train_segment, training_key
+from pbt.generation import initial_key, train_segment, training_key, untrained_state
 from pbt.run_dir import RunDir
 from pbt.stages import pretrained_members, run_stages
 from pbt.store import StateStore
@@ -67,7 +67,7 @@ def test_members_start_from_the_encoder_to_the_bit(
     states = {name: store.load(str(member.state)) for name, member in members.items()}
     assert list(states) == ["m00", "m01"]
     for name, state in states.items():
-        fresh = fresh_state(run, market, name)
+        fresh = untrained_state(run, market, name)
         assert state.keys() == fresh.keys()
         assert trained.keys() < state.keys()
         for key, tensor in state.items():

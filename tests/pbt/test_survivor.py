@@ -15,7 +15,7 @@ import torch
 
 from algos.bar_network import BarActorCritic
 from algos.bar_policy import build_policy
-from algos.module import perceptron
+from algos.module import POLICY_GAIN, perceptron
 from algos.policy import EnsemblePolicy, Policy
 from algos.stack import decide_on
 from analysis.frames import read_frame
@@ -123,7 +123,7 @@ def some_policy(run: RunConfig, market: PairMarket, seed: int) -> Policy:
         weights = {f"pi.{name}": p for name, p in net.named_parameters()}
     else:
         spaces = [gym.spaces.Box(-np.inf, np.inf, (size,), np.float32) for size in (1 + account, 2)]
-        config = {**run.network.model_dump(), "key": seed, "features": features}
+        config = {**run.network.model_dump(), "policy_gain": POLICY_GAIN, "key": seed, "features": features}
         module = BarActorCritic(observation_space=spaces[0], action_space=spaces[1], model_config=config)
         weights = {name: p + 0.3 * torch.randn(p.shape, generator=g) for name, p in module.named_parameters()}
     return build_policy(weights, run, market.scaler.names)
