@@ -105,7 +105,7 @@ def train_generation(
     run = algorithm.config.run
     if state is not None:
         algorithm.load_boundary_state(state)
-    if frozen or (run.stages.pretrain and run.stages.encoder == "frozen"):
+    if frozen or run.stages.freezes:
         algorithm.freeze_encoder()
     algorithm.reseed(key)
     began = time.time()

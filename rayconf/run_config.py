@@ -203,6 +203,8 @@ class RunConfig(Section):
             )
         if why := idle_fields(self.algo, self.direct.objective).get(space.path):
             raise ValueError(f"search.{name}.path: {space.path!r} changes nothing while {why}")
+        if space.path == "optimizer.encoder_lr_factor" and self.stages.freezes:
+            raise ValueError(f"search.{name}.path: {space.path!r} changes nothing while stages.encoder is frozen")
         section, _, field = space.path.partition(".")
         owner: Section = getattr(self, section)
         whole = isinstance(getattr(owner, field), int)

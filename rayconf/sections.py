@@ -765,3 +765,8 @@ class StagesConfig(Section):
     def pretrain(self) -> bool:
         """Whether populations start from a pre-trained encoder."""
         return self.run != ("population",)
+
+    @property
+    def freezes(self) -> bool:
+        """Whether the encoder rests while populations train."""
+        return self.pretrain and self.encoder == "frozen"

@@ -216,6 +216,10 @@ MISTAKES = {
     "horizons": (["stages.horizons=[5, 1]"], r"horizons \[5, 1\] must rise"),
     "share": (["stages.share=0.5", "stages.run=[population]"], r"share 0\.5: needs the stage base"),
     "histories": (["stages.share=0.5", "augment.histories=1"], r"stages\.share: needs augment\.histories 0"),
+    "frozen": (
+        ["stages.encoder=frozen", "search.e={path: optimizer.encoder_lr_factor, low: 0.01, high: 1}"],
+        r"search\.e\.path: 'optimizer\.encoder_lr_factor' changes nothing while stages\.encoder is frozen",
+    ),
     "walk": (["stages.base=x", "split.walk_forward=2"], r"split\.walk_forward: leave stages\.base out"),
 }
 
