@@ -104,6 +104,10 @@ ROWS = (
     Row("universe_ensemble", "ensemble", of="universe"),
     Row("direct", "universe", (*RESIDUAL, *DIRECT), budget=12, looks=14),
     Row("direct_ensemble", "ensemble", of="direct"),
+    Row("direct_augmented", "universe", (*RESIDUAL, *DIRECT, "augment.histories=3"), budget=24, looks=14),
+    Row("direct_augmented_last", "universe", (*RESIDUAL, *DIRECT, "augment.histories=3"), "last", budget=24, looks=14),
+    Row("direct_augmented_ensemble", "ensemble", of="direct_augmented"),
+    Row("direct_augmented_last_ensemble", "ensemble", of="direct_augmented_last"),
 )
 
 
