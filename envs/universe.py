@@ -52,18 +52,20 @@ def _after_encoder(markets: Mapping[str, PairMarket], run: RunConfig) -> dict[st
     train = longest.splits["train"]
     opens = longest.dates[train.start + int(train.rows * run.stages.share)]
     day = np.datetime_as_string(opens, unit="D")
-    shared: dict[int, TrainingBars] = {}
+    shared: dict[int, TrainingBars] = {}  # what pairs share stays one
     found = {}
     for pair, market in markets.items():
-        bars = market.training or TrainingBars.of(market)
-        left = replace(bars, opens=opens)
+        left = shared.get(id(market.training))
+        if left is None:
+            left = replace(market.training or TrainingBars.of(market), opens=opens)
+            if market.training is not None:
+                shared[id(market.training)] = left
         rows = sum(span.stop - span.start for span in left.decisions(run.env.lag))
         if rows < max(MIN_TRAIN_BARS, run.direct.window_bars):
             raise UserError(
                 f"stages.share: leaves populations {rows} bars of {pair} from {day} on; choose a smaller one"
             )
         note = f"{pair}: populations train on {rows:,} bars from {day} on, the encoder on those before"
-        left = shared.setdefault(id(bars), left)  # what pairs share stays one
         found[pair] = replace(market, training=left, notes=(*market.notes, note))
     return found
 

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from algos.pretraining import Epoch, Forecaster, Pretrained
+from algos.pretraining import LEVELS, Epoch, Forecaster, Pretrained
 from analysis.frames import write_text
 from envs.market import raw_names
 from envs.scaler import Scaler
@@ -34,14 +34,12 @@ ABOUT, SPECIALIST, WEIGHTS, SCALERS = "base.json", "specialist.json", "encoder.s
 FILES = (WEIGHTS, SCALERS, ABOUT)
 """What a checkpoint consists of."""
 REPORT, JOURNAL = "run_report.md", "journal.jsonl"
+WINDOWED = ("activation", "encoder_window", "encoder_width")
 NETWORK = {
-    "factored": ("encoder", "activation"),
-    "conv": ("encoder", "activation", "encoder_window", "encoder_width"),
-    "gru": ("encoder", "activation", "encoder_window", "encoder_width"),
-    "transformer": (
-        *("encoder", "activation", "encoder_window", "encoder_width"),
-        *("encoder_layers", "encoder_heads"),
-    ),
+    "factored": ("activation",),
+    "conv": WINDOWED,
+    "gru": WINDOWED,
+    "transformer": (*WINDOWED, "encoder_layers", "encoder_heads"),
 }
 """Fields of the network section that an encoder's weights depend on; with ``factored`` the first width too."""
 
@@ -133,7 +131,7 @@ def read_checkpoint(folder: Path, name: str = ABOUT) -> Checkpoint:
         border, trained_to = (np.datetime64(about[key], "us") for key in ("border", "trained_to"))
         fit = Pretrained(
             weights,
-            np.array(about["naive"], np.float32).reshape(len(names), -1),
+            np.array(about["naive"], np.float32).reshape(len(names), len(LEVELS)),
             names,
             border,
             trained_to,
@@ -178,10 +176,10 @@ class EncoderBase(Base):
 
     @property
     def digest(self) -> str:
-        """First 16 hex digits of SHA-256 of the weights and scalers."""
+        """First 16 hex digits of SHA-256 over its files."""
         assert self.folder is not None
         sha = hashlib.sha256()
-        for name in (WEIGHTS, SCALERS):
+        for name in FILES:
             content = (self.folder / name).read_bytes()
             sha.update(f"{name}|{len(content)}|".encode() + content)
         return sha.hexdigest()[:16]
@@ -261,6 +259,14 @@ def check_fits(run: RunConfig, base: Checkpoint, where: str) -> None:
         theirs = base.about["settings"].get(name)
         if ours != theirs:
             raise UserError(f"features.{name}: {ours} does not fit {where}, which was trained with {theirs}")
+
+    if "specialists" in run.stages.run:  # they go on forecasting what the base forecast
+        for path, here, there in (
+            ("stages.horizons", list(run.stages.horizons), base.about["horizons"]),
+            ("env.lag", run.env.lag, base.about["lag"]),
+        ):
+            if here != there:
+                raise UserError(f"{path}: {here} does not fit {where}, which was trained with {there}")
 
 
 def check_names(ours: tuple[str, ...], theirs: tuple[str, ...], where: str) -> None:

@@ -56,6 +56,10 @@ def run_stages(window: Window, console: Console) -> None:
     base = _base_stage(window, console)
     for pair, market in window.markets.items():
         check_names(market.scaler.names, base.features, f"the base of {pair}'s encoder, {directory.base}")
+        opens = None if market.training is None else market.training.opens
+        if opens is not None and base.fit.trained_to >= opens:
+            last, first = (np.datetime_as_string(date, unit="D") for date in (base.fit.trained_to, opens))
+            raise UserError(f"stages.share: populations open at {first}, and {run.stages.base} was trained to {last}")
     if "specialists" in run.stages.run:
         _specialists(window, base, console)
     write_report(directory, run, base)

@@ -206,6 +206,11 @@ MISTAKES = {
     "count": (["features.calendar=false"], r"features: number 33 is nothing here and day_sin in"),
     "setting": (["features.hedge_window=61"], r"features\.hedge_window: 61 does not fit .*trained with 60"),
     "width": (["network.encoder_width=16"], r"network\.encoder_width: 16 does not fit .*trained with 8"),
+    "horizons": (
+        ["stages.run=[base,specialists]", "stages.horizons=[1, 9]"],
+        r"stages\.horizons: \[1, 9\] does not",
+    ),
+    "lag": (["stages.run=[base,specialists]", "env.lag=2"], r"env\.lag: 2 does not fit .*trained with 1"),
     "encoder": (["network.encoder=gru"], r"network\.encoder: gru does not fit .*trained with conv"),
 }
 
@@ -251,6 +256,20 @@ def test_a_market_of_other_features_is_refused_before_anything_trains(
     markets = {**tiny_markets, PAIR: replace(tiny_markets[PAIR], scaler=scaler)}
     with pytest.raises(UserError, match=r"features: number 1 is other here and a_return_1 in the base of SYNA/SYNB's"):
         run_stages(Window(run, directory, markets), console())
+
+
+def test_a_base_that_saw_the_policies_bars_is_refused(ray_session: None, trained: Path, tmp_path: Path) -> None:
+    run = based(trained, "stages.share=0.5", "split.fractions=[0.7, 0.15, 0.15]")
+    base = find_base(run)
+    run, directory = base.recorded(run), RunDir(tmp_path / "run", run.identity)
+    directory.create()
+    base.keep(directory)
+    (window,) = windows_of(run, directory, base.scalers)
+    for pair, market in window.markets.items():
+        assert market.training is not None
+        assert market.training.pairs == (pair,), "each has its own"
+    with pytest.raises(UserError, match=r"stages\.share: populations open at .*, and .* was trained to"):
+        run_stages(window, console())
 
 
 def test_stages_count_where_they_are_run_and_only_there() -> None:
