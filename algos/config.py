@@ -31,6 +31,8 @@ _OWN = (
     "optimizer_kind",
     "muon_ratio",
     "weight_decay",
+    "critic_decay_factor",
+    "kl_stop",
     "encoder_lr_factor",
     "dropout",
     "lr_schedule_kind",
@@ -74,6 +76,10 @@ class PairPPOConfig(PPOConfig):
         """``adamw`` or ``muon_mix``."""
         self.muon_ratio: float = 1.0
         """Learning rate of Muon as a multiple of ``lr``."""
+        self.critic_decay_factor: float = 1.0
+        """Weight decay of the critic as a multiple of ``weight_decay``."""
+        self.kl_stop: float = 0.0
+        """Mean KL divergence of an epoch that ends the update; 0: none."""
         self.weight_decay: float = 0.0
         """Decoupled weight decay, on matrices."""
         self.encoder_lr_factor: float = 1.0
@@ -157,6 +163,8 @@ class PairPPOConfig(PPOConfig):
             optimizer_kind=optimizer.kind,
             muon_ratio=optimizer.muon_ratio,
             weight_decay=optimizer.weight_decay,
+            critic_decay_factor=optimizer.critic_decay_factor,
+            kl_stop=ppo.kl_stop,
             encoder_lr_factor=optimizer.encoder_lr_factor,
             dropout=run.network.dropout,
             lr_schedule_kind=schedule,
@@ -179,6 +187,8 @@ class PairPPOConfig(PPOConfig):
         optimizer_kind: str = NotProvided,
         muon_ratio: float = NotProvided,
         weight_decay: float = NotProvided,
+        critic_decay_factor: float = NotProvided,
+        kl_stop: float = NotProvided,
         encoder_lr_factor: float = NotProvided,
         dropout: float = NotProvided,
         lr_schedule_kind: str = NotProvided,

@@ -108,6 +108,7 @@ class PairPPOLearner(PPOTorchLearner):
             config.muon_ratio,
             config.weight_decay,
             config.encoder_lr_factor,
+            config.critic_decay_factor,
         )
         for name, optimizer in self._own_optimizers.items():
             params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -131,12 +132,14 @@ class PairPPOLearner(PPOTorchLearner):
             bars = columns[Columns.OBS][:, 0].long().cpu()
             slabs = SlabOrder(bars, self.config.slab_bars)
         for epoch in range(num_epochs):
-            self._last_epoch = epoch == num_epochs - 1
-            # the old distribution is needed for its KL alone, which is reported from the last epoch
+            self._observed = epoch == num_epochs - 1 or bool(self.config.kl_stop)
+            self._kl.clear()
+            self._clipped.clear()
+            # the old distribution is needed for its KL alone, which is that of the last epoch
             names = [
                 name
                 for name in columns
-                if name != Columns.ACTION_DIST_INPUTS or self._last_epoch or self.config.use_kl_loss
+                if name != Columns.ACTION_DIST_INPUTS or self._observed or self.config.use_kl_loss
             ]
             order = torch.randperm(rows, generator=self._order) if slabs is None else slabs.draw(self._order)
             # parts equal to one row, so that no step is left a remnant
@@ -147,6 +150,9 @@ class PairPPOLearner(PPOTorchLearner):
                     plan = plan_bars(bars[here], net.encoder.window)
                     minibatch[BAR_PLAN] = tuple(to_device(part, self._device) for part in plan)
                 yield MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(minibatch)}, env_steps=len(index))
+            if self.config.kl_stop and float(torch.stack(self._kl).mean()) > self.config.kl_stop:
+                self._step += parts * (num_epochs - 1 - epoch)  # to the schedule it is a whole update
+                return
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
@@ -175,7 +181,7 @@ class PairPPOLearner(PPOTorchLearner):
             self._losses.rows.append(
                 [-surrogate.mean(), error.mean(), entropy.detach().mean(), _explained_variance(target, value)]
             )
-            if self._last_epoch:
+            if self._observed:
                 self._observe_change(clip, batch, new, ratio)
         return loss.mean()
 
@@ -186,7 +192,7 @@ class PairPPOLearner(PPOTorchLearner):
             loss = super().compute_loss_for_module(module_id=module_id, config=config, batch=batch, fwd_out=fwd_out)
         finally:
             self.metrics = logger
-        if self._last_epoch:
+        if self._observed:
             new = self._net.action_dist_cls.from_logits(fwd_out[Columns.ACTION_DIST_INPUTS].detach())
             ratio = torch.exp(new.logp(batch[Columns.ACTIONS]) - batch[Columns.ACTION_LOGP])
             self._observe_change(config.clip_param, batch, new, ratio)
@@ -271,7 +277,7 @@ class PairPPOLearner(PPOTorchLearner):
         self._kl: list[Tensor] = []
         self._clipped: list[Tensor] = []
         self._norms: list[Tensor] = []
-        self._skipped, self._trained, self._last_epoch = 0, 0, False
+        self._skipped, self._trained, self._observed = 0, 0, False
         self._lr_first_step = math.nan
 
     def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:

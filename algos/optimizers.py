@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import product
 from typing import Any
 
 import torch
@@ -34,13 +35,15 @@ def build_optimizers(
     muon_ratio: float,
     weight_decay: float,
     encoder_lr_factor: float = 1.0,
+    critic_decay_factor: float = 1.0,
 ) -> dict[str, torch.optim.Optimizer]:
     """The optimizers of a module by name, their state allocated, so that it has the same names at any step.
 
     ``adamw``: AdamW for everything. ``muon_mix``: Muon for hidden matrices, its update scaled to AdamW's root
     mean square (Liu et al. 2025) so that one learning rate serves both, AdamW for the rest. Weight decay acts
-    on matrices only. With a factor other than 1 the module's ``encoder_parameters`` have groups of their own; a
-    group's ``lr_factor`` says how its learning rate stands to the optimizer's.
+    on matrices only, on the critic's by ``critic_decay_factor``. With an ``encoder_lr_factor`` other than 1 the
+    module's ``encoder_parameters`` have groups of their own; a group's ``lr_factor`` says how its learning rate
+    stands to the optimizer's.
 
     Raises:
         UserError: For ``muon_mix`` when the network has no matrix between two hidden layers.
@@ -52,13 +55,17 @@ def build_optimizers(
     whole: Any = module
     encoder: set[str] = set() if encoder_lr_factor == 1 else whole.encoder_parameters()
 
+    critic = {name for name in named if critic_decay_factor != 1 and name.startswith(("vf.", "critic_encoder."))}
+
     def groups(names: list[str], rate: float, decay: float) -> list[dict[str, Any]]:
-        parts = [(1.0, [n for n in names if n not in encoder]), (encoder_lr_factor, [n for n in names if n in encoder])]
-        return [
-            {"params": [named[n] for n in part], "lr": rate * factor, "lr_factor": factor, "weight_decay": decay}
-            for factor, part in parts
-            if part
-        ]
+        found = []
+        for (factor, inside), (share, of_critic) in product(
+            ((1.0, False), (encoder_lr_factor, True)), ((1.0, False), (critic_decay_factor, True))
+        ):
+            part = [named[n] for n in names if (n in encoder) == inside and (n in critic) == of_critic]
+            if part:
+                found.append({"params": part, "lr": rate * factor, "lr_factor": factor, "weight_decay": decay * share})
+        return found
 
     rest = [name for name in named if name not in muon]
     matrices, vectors = ([n for n in rest if (named[n].ndim >= 2) == many] for many in (True, False))

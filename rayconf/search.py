@@ -9,6 +9,7 @@ from rayconf.sections import NonNegative, Positive, Section
 MUTABLE = (
     "optimizer.learning_rate",
     "optimizer.weight_decay",
+    "optimizer.critic_decay_factor",
     "optimizer.encoder_lr_factor",
     "optimizer.muon_ratio",
     "optimizer.max_grad_norm",
@@ -17,6 +18,7 @@ MUTABLE = (
     "optimizer.floor_fraction",
     "ppo.entropy_coeff",
     "ppo.clip",
+    "ppo.kl_stop",
     "ppo.gamma",
     "ppo.gae_lambda",
     "ppo.epochs",
@@ -40,7 +42,7 @@ def idle_fields(algo: str, objective: str) -> dict[str, str]:
     """Fields of ``MUTABLE`` that change nothing under a learner and its objective, each with the reason."""
     if algo == "ppo":
         return {path: "algo is ppo" for path in MUTABLE if path.startswith("direct.")}
-    idle = {path: "algo is direct" for path in MUTABLE if path.startswith("ppo.")}
+    idle = {path: "algo is direct" for path in MUTABLE if path.startswith("ppo.") or "critic" in path}
     unseen = ("env.risk_penalty", "env.cvar_weight") if objective == "sharpe" else ("direct.worst_window",)
     return idle | dict.fromkeys(unseen, f"direct.objective is {objective}")
 

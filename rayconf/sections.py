@@ -446,6 +446,8 @@ class PPOConfig(Section):
     """Clip range of the probability ratio."""
     entropy_coeff: NonNegative = 0.0
     """Weight of the entropy bonus."""
+    kl_stop: NonNegative = 0.0
+    """An update ends with the epoch whose mean KL divergence from the policy that acted exceeds this; 0: never."""
     value_coeff: NonNegative = 0.5
     """Weight of the value loss."""
     accounts_per_start: Count = 1
@@ -523,7 +525,9 @@ class OptimizerConfig(Section):
     """Learning rate of the market encoder as a multiple of everything else's (where an encoder has no weights, as in
     ``mlp`` and ``factored``, that of the first layers of actor and critic)."""
     weight_decay: NonNegative = 1e-4
-    """Decoupled weight decay."""
+    """Decoupled weight decay of the matrices."""
+    critic_decay_factor: NonNegative = 1.0
+    """Weight decay of the critic as a multiple of ``weight_decay``; 0: the actor alone decays (Liu et al. 2021)."""
     schedule: Literal["auto", "cosine", "constant"] = "auto"
     """After warm-up. ``auto``: ``constant`` where PBT mutates the learning rate, else ``cosine`` to the floor."""
     warmup_fraction: Fraction = 0.02

@@ -166,6 +166,20 @@ def weight_decay(new: Update, old: Update, value: float) -> None:
             assert torch.equal(new.moved(name), old.moved(name)), name
 
 
+def critic_decay_factor(new: Update, old: Update, value: float) -> None:
+    for name in new.names:
+        if name in MATRICES and name.startswith("vf."):
+            extra, before = new.moved(name) - old.moved(name), old.states[0][f"module/{name}"]
+            assert slope(extra, before) == pytest.approx(-0.003 * 10 * (value - 1), rel=1e-2), name
+        else:
+            assert torch.equal(new.moved(name), old.moved(name)), name
+
+
+def kl_stop(new: Update, old: Update, value: float) -> None:
+    assert old.sizes == [128] * 8, "two epochs"
+    assert new.sizes == [128] * 4, "the first epoch moved the policy by more"
+
+
 def encoder_lr_factor(new: Update, old: Update, value: float) -> None:
     steps_differ_by(new, old, value, FIRST_LAYERS if new.run.network.encoder == "mlp" else ENCODERS)
 
@@ -346,6 +360,7 @@ DIRECT = (
 PROOFS: dict[str, list[Case]] = {
     "optimizer.learning_rate": [Case(1e-5, 1e-2, 0.0007, learning_rate, scale="log")],
     "optimizer.weight_decay": [Case(0, 20, 10.0, weight_decay, RATE)],
+    "optimizer.critic_decay_factor": [Case(0, 2, 0.0, critic_decay_factor, (*RATE, "optimizer.weight_decay=10"))],
     "optimizer.encoder_lr_factor": [
         Case(0.1, 10, 0.25, encoder_lr_factor),
         Case(0.1, 10, 4.0, encoder_lr_factor, GRU),
@@ -357,6 +372,7 @@ PROOFS: dict[str, list[Case]] = {
     "optimizer.floor_fraction": [Case(0, 1, 0.8, floor_fraction, (PLANNED,))],
     "ppo.entropy_coeff": [Case(0, 0.1, 0.05, entropy_coeff)],
     "ppo.clip": [Case(0.001, 0.4, 0.002, clip)],
+    "ppo.kl_stop": [Case(0, 1, 1e-9, kl_stop)],
     "ppo.gamma": [Case(0.5, 0.99, 0.6, gamma, scale="logit")],
     "ppo.gae_lambda": [Case(0.5, 0.99, 0.6, gae_lambda, scale="logit")],
     "ppo.epochs": [Case(1, 6, 5, epochs, scale="integer")],
