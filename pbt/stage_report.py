@@ -26,7 +26,7 @@ def _base_lines(run: RunConfig, base: Checkpoint) -> list[str]:
         "# Base stage",
         "",
         f"Encoder `{run.network.encoder}` over {len(base.features)} features, trained on {fit.fitted:,} decision bars "
-        f"before {_day(fit.border)} and measured on the {fit.held_out:,} from there to the end of the training span, "
+        f"before {_day(fit.border)} and measured on the {fit.held_out:,} from there on; the last bar read is that of "
         f"{_day(fit.trained_to)}. {found} The best pass was chosen on the bars that measure, so its loss flatters a "
         "little; validation and test were not read.",
         "",
