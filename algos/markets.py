@@ -24,6 +24,8 @@ def market_key(run: RunConfig) -> str:
         parts |= {"encoder": [run.network.encoder, run.network.encoder_window]}
     if run.augment.histories:
         parts |= {"seed": run.seed}
+    if run.stages.share < 1:
+        parts |= {"share": run.stages.share}
     parts |= {"lag": run.env.lag, "base": run.stages.base_digest}  # a base checkpoint brings the scale of features
     parts["forecasts"] = run.forecasts.content
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -233,14 +233,20 @@ def raw_features(a: Bars, b: Bars, run: RunConfig, forecasts: Forecasts | None) 
     """
     if run.forecasts.used != (forecasts is not None):
         raise ValueError("features of a run with forecasts need them, and those of others take none")
-    names = feature_names(run.features, is_intraday(a.dates))
+    names = raw_names(run, intraday=is_intraday(a.dates))
     values = compute_features(a, b, run.features, run.data.bars_per_year)
     if forecasts is None:
         return names, values
     columns = forecast_columns(forecasts, a, b, run.features, run.forecasts)
-    end = len(names) - len(PRIOR_COLUMNS) * has_prior(run.features)  # the prior stays last
-    names = (*names[:end], *forecast_names(run.forecasts), *names[end:])
+    end = values.shape[1] - len(PRIOR_COLUMNS) * has_prior(run.features)
     return names, np.concatenate((values[:, :end], columns, values[:, end:]), axis=1)
+
+
+def raw_names(run: RunConfig, *, intraday: bool) -> tuple[str, ...]:
+    """Names of all F features of a run: the prior's stay last, after forecasts."""
+    names = feature_names(run.features, intraday)
+    end = len(names) - len(PRIOR_COLUMNS) * has_prior(run.features)
+    return (*names[:end], *forecast_names(run.forecasts), *names[end:])
 
 
 def standardised(values: np.ndarray, scaler: Scaler, config: FeaturesConfig) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 
 from envs.market import PairMarket, Span
 from envs.prior import PRIOR_COLUMNS
+from envs.scaler import Scaler
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,20 @@ class TrainingBars:
     spans: tuple[Span, ...]
     """Of each market its fills in these rows, as the training split of ``PairMarket`` has them."""
     pairs: tuple[str, ...]
-    """Of each market, for the log."""
+    """Of each market; a resampled history has the name of the pair that it is made of, and follows it."""
+    dates: np.ndarray
+    """[T] datetime64[us], the bars' own labels; those of a resampled history are not when its days were."""
+    scalers: tuple[Scaler, ...]
+    """Of each market."""
+    opens: np.datetime64 | None = None
+    """Date before which no decision is made: bars before it trained the encoder. None: from the first fill on."""
 
     @classmethod
     def of(cls, market: PairMarket) -> "TrainingBars":
         """The training span of one market, by its own bar numbers."""
         place, span = _prior_columns(market), market.splits["train"]
-        return cls(market.features, market.prior, place, _steps(market), (span,), (market.pair,))
+        steps, scalers = _steps(market), (market.scaler,)
+        return cls(market.features, market.prior, place, steps, (span,), (market.pair,), market.dates, scalers)
 
     @classmethod
     def joined(cls, markets: Sequence[PairMarket], before: int) -> "TrainingBars":
@@ -59,11 +67,23 @@ class TrainingBars:
             np.concatenate([_steps(m)[part] for m, part in zip(markets, parts, strict=True)]),
             tuple(spans),
             tuple(market.pair for market in markets),
+            np.concatenate([m.dates[part] for m, part in zip(markets, parts, strict=True)]),
+            tuple(market.scaler for market in markets),
         )
 
+    @property
+    def blocks(self) -> list[Span]:
+        """Of each market its rows, ``start`` to ``stop - 1``, from the first that is kept to the last of training."""
+        starts = [0, *(span.stop for span in self.spans[:-1])]
+        return [Span(start, span.stop) for start, span in zip(starts, self.spans, strict=True)]
+
     def decisions(self, lag: int) -> list[Span]:
-        """Of each market the decision bars ``start .. stop - 1`` whose fills lie in its span."""
-        return [Span(span.start - lag, span.stop - 1 - lag) for span in self.spans]
+        """Of each market the decision bars ``start .. stop - 1`` whose fills lie in its span, from ``opens`` on."""
+        found = [Span(span.start - lag, span.stop - 1 - lag) for span in self.spans]
+        if self.opens is None:
+            return found
+        first = (b.start + int(np.searchsorted(self.dates[slice(*b)], self.opens)) for b in self.blocks)
+        return [Span(min(max(s.start, bar), s.stop), s.stop) for s, bar in zip(found, first, strict=True)]
 
 
 def _prior_columns(market: PairMarket) -> slice:

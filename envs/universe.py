@@ -42,6 +42,37 @@ def with_universe(
     Raises:
         UserError: Prices are missing or do not fit, or no pair of the universe has enough of them.
     """
+    found = _with_others(markets, run, forecasts)
+    return found if run.stages.share == 1 else _after_encoder(found, run)
+
+
+def _after_encoder(markets: Mapping[str, PairMarket], run: RunConfig) -> dict[str, PairMarket]:
+    """The markets without decisions in the first ``stages.share`` of the training span, on which the encoder trains."""
+    longest = max(markets.values(), key=lambda market: market.splits["train"].rows)
+    train = longest.splits["train"]
+    opens = longest.dates[train.start + int(train.rows * run.stages.share)]
+    day = np.datetime_as_string(opens, unit="D")
+    shared: dict[int, TrainingBars] = {}  # what pairs share stays one
+    found = {}
+    for pair, market in markets.items():
+        left = shared.get(id(market.training))
+        if left is None:
+            left = replace(market.training or TrainingBars.of(market), opens=opens)
+            if market.training is not None:
+                shared[id(market.training)] = left
+        rows = sum(span.stop - span.start for span in left.decisions(run.env.lag))
+        if rows < max(MIN_TRAIN_BARS, run.direct.window_bars):
+            raise UserError(
+                f"stages.share: leaves populations {rows} bars of {pair} from {day} on; choose a smaller one"
+            )
+        note = f"{pair}: populations train on {rows:,} bars from {day} on, the encoder on those before"
+        found[pair] = replace(market, training=left, notes=(*market.notes, note))
+    return found
+
+
+def _with_others(
+    markets: Mapping[str, PairMarket], run: RunConfig, forecasts: Forecasts | None
+) -> dict[str, PairMarket]:
     if run.universe.given:
         bars, left_out = load_universe(run, forecasts)
         return {pair: replace(m, training=bars, notes=(*m.notes, _note(bars, left_out))) for pair, m in markets.items()}

@@ -40,6 +40,11 @@ class Base:
     """Folder of a survivor by pair."""
 
     @property
+    def given(self) -> bool:
+        """Whether there is one."""
+        return bool(self.folders)
+
+    @property
     def scalers(self) -> dict[str, Scaler]:
         """The survivors' scalers by pair."""
         return {pair: Scaler.from_json((at / "scaler.json").read_text()) for pair, at in self.folders.items()}
@@ -60,7 +65,7 @@ class Base:
         Raises:
             UserError: If the config was made with another base.
         """
-        if not self.folders:
+        if not self.given:
             return run
         was, now = run.stages.base_digest, self.digest
         if was not in (None, now):
@@ -92,9 +97,12 @@ def find_base(run: RunConfig) -> Base:
     Raises:
         UserError: There is none, it lacks a pair, or a field of the run does not fit it.
     """
+    if run.stages.pretrain:
+        from pbt.encoder_base import find_encoder  # stands on this module
+
+        return find_encoder(run)
     if run.stages.base is None:
-        if run.stages.base_digest is not None:  # a published config does not say where its base lay
-            raise UserError(f"--base-checkpoint: missing; this config started from a base ({run.stages.base_digest})")
+        check_named(run)
         return Base()
     try:
         folder = local_folder(run.stages.base)
@@ -106,6 +114,12 @@ def find_base(run: RunConfig) -> Base:
     return Base(folders)
 
 
+def check_named(run: RunConfig) -> None:
+    """Refuse a config that started from a base and does not say where that lies, as published ones do not."""
+    if run.stages.base is None and run.stages.base_digest is not None:
+        raise UserError(f"--base-checkpoint: missing; this config started from a base ({run.stages.base_digest})")
+
+
 def kept_base(run: RunConfig, directory: RunDir) -> Base:
     """The base as it was copied into a run's directory.
 
@@ -114,6 +128,10 @@ def kept_base(run: RunConfig, directory: RunDir) -> Base:
     """
     if run.stages.base_digest is None:
         return Base()
+    if run.stages.pretrain:
+        from pbt.encoder_base import kept_encoder  # stands on this module
+
+        return kept_encoder(run, directory)
     base = Base({pair: directory.base_survivor(pair) for pair in run.data.pairs if run.starts_from_base(pair)})
     try:
         intact = base.digest == run.stages.base_digest
@@ -162,6 +180,8 @@ def base_state(run: RunConfig, market: PairMarket, folder: Path) -> State:
 def _of_run(run: RunConfig, folder: Path) -> dict[str, Path]:
     """Per pair the survivor of rank 1 in a run's directory."""
     if not (folder / "survivors").is_dir():
+        if (folder / BASE / "base.json").is_file() or (folder / "base.json").is_file():
+            raise UserError(f"{folder}: has a base stage and no survivors; start from it with --stages base,population")
         raise UserError(f"{folder}: neither a finished run nor one survivor's folder, RUN/survivors/AAA_BBB/1")
     folders = {pair: folder / "survivors" / folder_name(pair) / "1" for pair in run.data.pairs}
     if missing := [pair for pair, at in folders.items() if not is_survivor(at)]:

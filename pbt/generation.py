@@ -97,7 +97,7 @@ def train_generation(
         state: Boundary state to start from; None: the algorithm's own initial weights.
         key: Key of the generation's random streams, see ``training_key``.
         generation: Number of the generation, from 1; the bootstrap of fitness is keyed by it.
-        frozen: Whether the market encoder stays as it is.
+        frozen: Whether the market encoder stays as it is; a pre-trained one also where the run says so.
 
     Raises:
         ValueError: If the state is not one of this network.
@@ -105,7 +105,7 @@ def train_generation(
     run = algorithm.config.run
     if state is not None:
         algorithm.load_boundary_state(state)
-    if frozen:
+    if frozen or run.stages.freezes:
         algorithm.freeze_encoder()
     algorithm.reseed(key)
     began = time.time()

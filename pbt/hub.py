@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pbt.safe_files import admitted, check_content, check_survivor, read_json, refuse
+from pbt.safe_files import admitted, check_content, check_encoder, check_survivor, read_json, refuse
 from rayconf.errors import UserError
 from rayconf.loading import build_config
 from rayconf.run_config import RunConfig
@@ -141,6 +141,8 @@ def _assemble(where: str, files: Mapping[str, int], snapshot: Path, making: Path
     _check_summary(where, read_json(where, "summary.json", making / "summary.json"), run, files)
     for name in _survivors(files):
         check_survivor(where, name, making / name)
+    if any(name.startswith("base/") for name in files):
+        check_encoder(where, making / "base")
 
 
 def _config(where: str, name: str, path: Path) -> RunConfig:
@@ -170,6 +172,9 @@ def _check_layout(where: str, files: Mapping[str, int]) -> None:
     for name in survivors:
         parts = ("policy.safetensors", "policy.json", "scaler.json", "config.json")
         missing += [f"{name}/{part}" for part in parts if f"{name}/{part}" not in files]
+    if any(name.startswith("base/") for name in files):
+        needed = [f"base/{part}" for part in ("encoder.safetensors", "scalers.json", "base.json")]
+        missing += [name for name in needed if name not in files]
     if not survivors:
         missing.append("survivors/<AAA_BBB>/<rank>/policy.safetensors")
     if missing:

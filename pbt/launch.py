@@ -38,6 +38,7 @@ ALIASES = {
     "wandb_entity": "tracking.wandb_entity",
     "wandb_group": "tracking.wandb_group",
     "wandb_tags": "tracking.wandb_tags",
+    "stages": "stages.run",
     "base_checkpoint": "stages.base",
     "walk_forward": "split.walk_forward",
 }
@@ -73,7 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
     field.add_argument("--wandb-entity", metavar="NAME", help="tracking.wandb_entity (WANDB_ENTITY)")
     field.add_argument("--wandb-group", metavar="NAME", help="tracking.wandb_group (WANDB_RUN_GROUP; the run's name)")
     field.add_argument("--wandb-tags", metavar="A,B", help="tracking.wandb_tags (WANDB_TAGS)")
-    field.add_argument("--base-checkpoint", metavar="RUN", help="stages.base: survivors to start from, or s3://, hf://")
+    field.add_argument("--stages", metavar="A,B", help="stages.run: base,specialists,population (default: population)")
+    field.add_argument("--base-checkpoint", metavar="RUN", help="stages.base: what to start from; also s3://, hf://")
     field.add_argument("--walk-forward", metavar="DATES", help="split.walk_forward: first dates of the tests, or N")
     parser.add_argument("--preset", metavar="NAME", help="default, smoke, log-pairs or study (default: default)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML over the preset, e.g. another run's config")
@@ -198,7 +200,7 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
             file=sys.stderr,
         )
         return FAILED
-    print(f"report {directory.shown(directory.report)}")
+    print(_reports(config, windows))
     return OK
 
 
@@ -289,6 +291,11 @@ def _extended(args: argparse.Namespace, path: Path) -> RunConfig:
     directory.require()
     if directory.extension.is_file():
         raise UserError(f"--extend: {path} is being extended already; go on with --resume --name {directory.name}")
+    if build_config(load_file(directory.config)).stages.pretrain:
+        raise UserError(
+            f"--extend: {path} has a base stage; launch the pairs in a run of their own, from its base: "
+            f"--stages base,population --base-checkpoint {path}"
+        )
     if build_config(load_file(directory.config)).split.walk_forward:
         raise UserError(f"--extend: {path} is a walk-forward, which takes no more pairs; launch them in another run")
     if not _complete(directory):
@@ -350,6 +357,15 @@ def _difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> t
         elif a != b:
             return f"{prefix}{key}", a, b
     return None
+
+
+def _reports(config: RunConfig, windows: "Sequence[Window]") -> str:
+    """Where a person reads what came out."""
+    if "population" in config.stages.run:
+        paths = [windows[0].directory.shown(windows[0].directory.report)]
+    else:
+        paths = [window.directory.shown(window.directory.base / "run_report.md") for window in windows]
+    return "\n".join(f"report {path}" for path in paths)
 
 
 def _complete(directory: "RunDir") -> bool:

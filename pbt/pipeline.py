@@ -36,6 +36,7 @@ from pbt.results import known_notes, window_entries, write_events, write_summary
 from pbt.run_dir import RunDir
 from pbt.scheduler import Listener
 from pbt.simulator import Policies, backtest, with_ensembles
+from pbt.stages import pretrained_members, run_stages
 from pbt.startup import StartUp
 from pbt.survivors import Survivor, export, load_survivors
 from pbt.tracking import Tracking
@@ -98,6 +99,13 @@ def execute(run: RunConfig, directory: RunDir, windows: Sequence[Window], machin
     """Train what is not trained yet, window by window, then back-test and report; Ray is up."""
     if machine.dashboard is not None:
         console.print(f"dashboard  {machine.dashboard}", highlight=False, soft_wrap=True)
+    if "population" not in run.stages.run:
+        for window in windows:
+            run_stages(window, console)
+        directory.event("done")
+        directory.push(everything=True)
+        directory.reserve.unlink(missing_ok=True)
+        return
     pairs, start_up = joining(directory, run), StartUp(directory)
     done = [train_window(window, pairs, len(windows), machine, console, start_up) for window in windows]
     finish(run, directory, done)
@@ -128,6 +136,7 @@ def train_window(
         start_up: The run's, which notes the first steps of all windows.
     """
     run, directory, markets = window.run, window.directory, window.markets
+    run_stages(window, console)
     references = {pair: ray.put(replace(markets[pair], training=None)) for pair in pairs}
     training = _put_once({pair: markets[pair].training for pair in pairs})
     slots = plan(run, machine).slots
@@ -235,6 +244,9 @@ def load_population(run: RunConfig, directory: RunDir, market: PairMarket) -> Pa
     elif market.pair in run.data.transferred:
         new = joining(directory, run)
         committed = join(run, directory, market, [pair for pair in run.data.pairs if pair not in new])
+    elif run.stages.pretrain:
+        members = pretrained_members(run, directory, market)
+        committed = populations_of.start(run, market.pair, directory, members, copied="weights")
     elif run.starts_from_base(market.pair):
         members = base_members(run, directory, market)
         committed = populations_of.start(run, market.pair, directory, members, copied="weights")

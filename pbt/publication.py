@@ -18,12 +18,15 @@ from pbt.finished import FinishedRun
 from pbt.hub import HOME_FORECASTS, SCHEME, UNPUBLISHED
 from pbt.model_card import Card
 from pbt.run_dir import RunDir, open_run
+from pbt.windows import window_numbers
 from rayconf.errors import UserError
 from rayconf.loading import build_config, load_file
 from rayconf.run_config import RunConfig
 
 COPIED = ("policy.safetensors", "policy.json", "scaler.json", "schedule.parquet")
 FRAMES = ("summary", "evidence")
+ENCODER = ("encoder.safetensors", "scalers.json", "base.json")
+"""Files of a base stage."""
 _PATH = re.compile(r"^~|\\|/(?!\d\d(/|$))")
 """A local path, absolute or relative; a date with slashes is none."""
 
@@ -83,6 +86,11 @@ def build(plan: Publication, folder: Path, repo: str, license: str | None = None
         for survivor in entry["survivors"]:
             source = plan.directory.survivor(pair, survivor["rank"])
             _copy_survivor(source, folder / source.relative_to(plan.directory.path), plan.pairs)
+    if plan.run.stages.pretrain and len(plan.pairs) == len(plan.summary["pairs"]):  # it names all pairs it has seen
+        base = plan.directory.in_window(window_numbers(plan.run)[-1]).base  # that of the survivors
+        (folder / "base").mkdir()
+        for name in ENCODER:
+            _copy(base / name, folder / "base" / name)
     card = Card(repo, run, entries, _headline(plan), len(plan.summary["pairs"]), license)
     (folder / "README.md").write_text(card.text())
     _check_private(folder, plan)
@@ -117,12 +125,16 @@ def _without_paths(value: Any) -> Any:
 def _copy_survivor(source: Path, target: Path, pairs: Sequence[str]) -> None:
     target.mkdir(parents=True)
     for name in COPIED:
-        try:
-            shutil.copyfile(source / name, target / name)
-        except OSError as error:
-            raise UserError(f"{source / name}: cannot be read ({error.strerror}); restore it from a copy") from error
+        _copy(source / name, target / name)
     config = portable(build_config(load_file(source / "config.yaml")), pairs)
     _write_json(target / "config.json", config.model_dump(mode="json", exclude={"resources", "tracking"}))
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({error.strerror}); restore it from a copy") from error
 
 
 def _copy_frame(source: Path, target: Path, pairs: Sequence[str]) -> None:

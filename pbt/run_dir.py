@@ -59,7 +59,7 @@ class RunDir:
         self.manifests = trained / "state"
         self.survivors = trained / "survivors"
         self.replays = path / "replays"
-        self.base = path / "base"
+        self.base = trained / "base"
         self.forecasts = path / "forecasts.parquet"
         self.tensorboard = path / "tensorboard"
         self.report = path / "report.html"

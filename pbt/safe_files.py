@@ -23,6 +23,7 @@ UNPACKED = 1 << 30
 """Largest Parquet file once unpacked, bytes: a few kilobytes can claim to unpack to terabytes."""
 WIDTH, DEPTH = 4096, 16
 """Widest layer and most layers of a network that is built from a description."""
+ENCODER_SIZES = ("encoder_window", "encoder_width", "encoder_layers", "encoder_heads")
 IGNORED = frozenset({"README.md", ".gitattributes", "LICENSE", "LICENSE.md", "LICENSE.txt"})
 """For people and for git: neither downloaded nor refused."""
 
@@ -30,6 +31,7 @@ TICKER = r"[A-Za-z0-9][A-Za-z0-9.^=-]{0,15}"
 SURVIVOR_FILES = ("policy.safetensors", "policy.json", "scaler.json", "config.json", "schedule.parquet")
 LAYOUT = re.compile(
     r"config\.json|summary\.json|frames/(?:summary|evidence)\.parquet"
+    r"|base/(?:encoder\.safetensors|scalers\.json|base\.json)"
     rf"|survivors/{TICKER}_{TICKER}/[1-9][0-9]{{0,3}}/(?:{'|'.join(map(re.escape, SURVIVOR_FILES))})"
 )
 """Paths that belong to a published run."""
@@ -185,17 +187,41 @@ def check_survivor(where: str, name: str, folder: Path) -> None:
         raise refuse(where, f"{name}/scaler.json", "names other features than policy.json")
 
 
+def check_encoder(where: str, folder: Path) -> None:
+    """Check that the files of a base stage fit each other, by building its encoder.
+
+    Args:
+        where: The repository, for the error.
+        folder: Local folder ``base`` of its files, each checked already.
+
+    Raises:
+        UserError: Naming what does not fit.
+    """
+    from pbt.encoder_base import read_checkpoint, read_scalers
+
+    about = read_json(where, "base/base.json", folder / "base.json")
+    network, features = about.get("network"), about.get("features")
+    wide = [len(x) > WIDTH for x in (features, about.get("targets")) if isinstance(x, list)]
+    if not isinstance(network, dict) or len(wide) != 2 or any(wide):
+        raise refuse(where, "base/base.json", "describes no encoder")
+    _check_sizes(where, "base/base.json", network)
+    if network.get("activation") not in ("tanh", "silu"):
+        raise refuse(where, "base/base.json", "has an unknown activation")
+    try:
+        read_checkpoint(folder)
+        scalers = read_scalers(folder)
+    except UserError as error:
+        raise refuse(where, "base/base.json", str(error).replace(f"{folder}/", "")) from error
+    if any(scaler.names != tuple(features or ()) for scaler in scalers.values()):
+        raise refuse(where, "base/scalers.json", "names other features than base.json")
+
+
 def _check_network(where: str, name: str, about: Mapping[str, Any]) -> None:
     """A description is built before the weights can contradict it, so it must not ask for more than fits."""
     described = about.get("market_network", {})
     if not isinstance(described, dict):
         raise refuse(where, name, "has a market_network that is no JSON object")
-    hidden = described.get("hidden", [])
-    numbers = [*(hidden if isinstance(hidden, list) else [hidden])]
-    numbers += [described[key] for key in ("encoder_window", "encoder_width", "encoder_layers") if key in described]
-    wrong = [x for x in numbers if type(x) is not int or not 0 < x <= WIDTH]
-    if wrong or len(numbers) > DEPTH or not 0 < described.get("encoder_layers", 1) <= DEPTH:
-        raise refuse(where, name, f"describes no network of up to {DEPTH} layers of up to {WIDTH} units")
+    _check_sizes(where, name, described)
     leverage, cap = about.get("leverage"), about.get("leverage_cap")
     if type(leverage) not in (int, float) or not (cap is None or type(cap) in (int, float)):
         raise refuse(where, name, "has a leverage that is no number")
@@ -204,3 +230,12 @@ def _check_network(where: str, name: str, about: Mapping[str, Any]) -> None:
         raise refuse(where, name, f"has no number as its {odd[0]}")
     if about.get("mapping") not in MAPPINGS or about.get("activation") not in ("tanh", "silu"):
         raise refuse(where, name, "has an unknown mapping or activation")
+
+
+def _check_sizes(where: str, name: str, described: Mapping[str, Any]) -> None:
+    hidden = described.get("hidden", [])
+    numbers = [*(hidden if isinstance(hidden, list) else [hidden])]
+    numbers += [described[key] for key in ENCODER_SIZES if key in described]
+    wrong = [x for x in numbers if type(x) is not int or not 0 < x <= WIDTH]
+    if wrong or len(numbers) > DEPTH or not 0 < described.get("encoder_layers", 1) <= DEPTH:
+        raise refuse(where, name, f"describes no network of up to {DEPTH} layers of up to {WIDTH} units")

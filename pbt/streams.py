@@ -10,6 +10,9 @@ from pbt.run_dir import RunDir, folder_name
 
 Row = Mapping[str, Any]
 
+BASE = "base"
+"""Arm of what the stages before populations train."""
+
 _LABELS = {
     *("run", "arm", "window", "pair", "member", "generation", "iteration", "env_steps"),
     *("host", "actor_pid", "attempt", "wall_time"),
@@ -27,6 +30,11 @@ class Stream:
     """Window of a walk-forward; 0: none."""
     hyperparameters: Mapping[str, float] = field(default_factory=dict, compare=False)
     """What it started with."""
+
+    @property
+    def staged(self) -> bool:
+        """Whether it is of a stage before populations: the encoder's, or a pair's specialist's."""
+        return self.arm == BASE
 
     @property
     def name(self) -> str:
@@ -89,6 +97,8 @@ class Streams:
         return {stream: sorted(own, key=lambda row: row["iteration"]) for stream, own in found.items()}
 
     def so_far(self) -> dict[Stream, list[Row]]:
-        """All that is committed."""
+        """All that is committed, and what the stages before have journaled."""
         rows = keep_last(read_jsonl(self._directory.progress_journal), KEYS["progress"])
+        for journal in sorted(self._directory.base.rglob("journal.jsonl")):
+            rows = [*rows, *read_jsonl(journal)]
         return self.split(row for row in rows if row["window"] == self._directory.window)

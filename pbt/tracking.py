@@ -43,7 +43,8 @@ class Tracking:
             self._trackers.append(self._wandb)
         self._say()
         for stream, rows in self._streams.so_far().items():
-            self._pass_on(stream, rows, Population.read(directory.manifest(stream.pair)).status == "complete")
+            done = stream.staged or Population.read(directory.manifest(stream.pair)).status == "complete"
+            self._pass_on(stream, rows, done)
         self._thread = threading.Thread(target=self._serve, name="trackers", daemon=True)
         self._thread.start()
 
@@ -53,6 +54,11 @@ class Tracking:
             return
         for stream, rows in self._streams.split(population.journaled).items():
             self._pass_on(stream, rows, population.complete)
+        self._say()
+
+    def log(self, stream: Stream, rows: list[Row], *, complete: bool = False) -> None:
+        """Pass on rows of a stage before populations."""
+        self._pass_on(stream, rows, complete)
         self._say()
 
     def close(self) -> None:

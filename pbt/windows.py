@@ -96,4 +96,6 @@ def plan_lines(run: RunConfig, windows: Sequence[Window]) -> tuple[str, ...]:
         "embargo at the start of each",
     )
     notes = dict.fromkeys(note for pair in run.data.pairs for window in windows for note in window.markets[pair].notes)
-    return (*(told if starts else ()), *notes)
+    then = f"; populations start from a pre-trained encoder, {run.stages.encoder}"
+    stages = (f"stages     {', '.join(run.stages.run)}{then if 'population' in run.stages.run else ''}",)
+    return (*(stages if run.stages.pretrain else ()), *(told if starts else ()), *notes)

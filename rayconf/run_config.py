@@ -13,6 +13,7 @@ from rayconf.keys import derive_key
 from rayconf.search import MUTABLE, Range, idle_fields
 from rayconf.sections import (
     DEFAULT_FRACTIONS,
+    ENCODERS,
     AugmentConfig,
     BacktestConfig,
     CostsConfig,
@@ -151,6 +152,15 @@ class RunConfig(Section):
                 raise ValueError(f"data.transferred: {pair!r} is not in data.pairs")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             raise ValueError(f"name: {self.name!r} must be letters, digits, '.', '_' or '-'")
+        if self.stages.pretrain and self.network.encoder == "mlp":
+            raise ValueError(
+                "stages.run: base and specialists train a market encoder, and network.encoder mlp has none; choose "
+                f"{', '.join(ENCODERS)}"
+            )
+        if self.stages.share < 1 and self.augment.histories:
+            raise ValueError("stages.share: needs augment.histories 0; resampled histories hold days of the whole span")
+        if self.stages.pretrain and self.data.transferred:
+            raise ValueError("stages.run: pairs cannot join a run with a pre-trained encoder (data.transferred)")
         if self.split.walk_forward and (self.stages.base is not None or self.data.transferred):
             what = "stages.base" if self.stages.base is not None else "data.transferred"
             raise ValueError(f"split.walk_forward: leave {what} out; what was trained before may have seen the tests")
@@ -193,6 +203,8 @@ class RunConfig(Section):
             )
         if why := idle_fields(self.algo, self.direct.objective).get(space.path):
             raise ValueError(f"search.{name}.path: {space.path!r} changes nothing while {why}")
+        if space.path == "optimizer.encoder_lr_factor" and self.stages.freezes:
+            raise ValueError(f"search.{name}.path: {space.path!r} changes nothing while stages.encoder is frozen")
         section, _, field = space.path.partition(".")
         owner: Section = getattr(self, section)
         whole = isinstance(getattr(owner, field), int)
@@ -236,6 +248,8 @@ class RunConfig(Section):
             content["forecasts"] = self.forecasts.content
         if self.stages.base_digest is not None:
             content["base"] = self.stages.base_digest
+        if self.stages.pretrain:
+            content["stages"] = self.stages.model_dump(mode="json", exclude={"base", "base_digest"})
         text = json.dumps(content, sort_keys=True)
         return f"seed{self.seed}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
 

@@ -25,6 +25,8 @@ DEFAULT_FRACTIONS = (0.6, 0.2, 0.2)
 """Shares of train, validation and test of one's own prices."""
 MOST_WALKS = 99
 """Windows of a walk-forward at most."""
+STAGES = ("base", "specialists", "population")
+"""Stages of a run, in order."""
 ENCODERS = ("factored", "conv", "gru", "transformer")
 """Networks that evaluate what reads only the market once per bar."""
 UNAVAILABLE = "unavailable"
@@ -698,11 +700,77 @@ class ResourcesConfig(Section):
 
 
 class StagesConfig(Section):
-    """What training starts from."""
+    """What training starts from.
 
+    The stage ``base`` pre-trains the market encoder on the training spans of all pairs, or of the universe: quantiles
+    of what both legs and the spread do after the fill of a decision, by the pinball loss. ``specialists`` go on from it
+    on each pair's own training span. ``population`` is PBT, whose members start from that encoder. Neither reads a bar
+    from validation on; what they forecast is no feature, and their output layer is left behind.
+    """
+
+    run: Annotated[tuple[Literal["base", "specialists", "population"], ...], BeforeValidator(_split_text)] = (
+        "population",
+    )
+    """Stages of the run, in this order. ``population`` alone starts from random weights, or from ``base``."""
     base: str | None = None
-    """A survivor whose weights every member starts from, with a critic and optimizer of its own: a run's directory, its
-    URI or ``hf://user/name`` (per pair its survivor of rank 1), or one survivor's folder (for all pairs); null: from
-    nothing. Features keep the scale of that survivor."""
+    """Where the weights come from: a run's directory, its URI or ``hf://user/name``. With ``base`` or ``specialists``
+    among the stages its encoder (or that of a folder RUN/base), so that the stage ``base`` is skipped. Without them a
+    survivor's actor, with a critic and optimizer of its own: per pair that of rank 1, or one survivor's folder for all
+    pairs. Features keep the scale of what was found there; null: from nothing."""
     base_digest: str | None = None
     """Digest of what ``base`` was; written, not set."""
+    encoder: Literal["frozen", "tuned"] = "tuned"
+    """What populations do with a pre-trained encoder: ``frozen``: it rests throughout, also the critic's; ``tuned``:
+    it trains on, at ``optimizer.encoder_lr_factor`` times the learning rate, which PBT may move."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training span, from its start, that the encoder is pre-trained on; below 1 populations train on the
+    rest alone, so that no policy learns from embeddings of bars whose future the encoder was fitted to (Bursa et al.
+    2023). 1: both train on all of it."""
+    horizons: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 5, 21)
+    """Bars after the fill over which returns are forecast, in units of trailing volatility; beside them the realised
+    volatility of the next 21 bars."""
+    epochs: Count = 20
+    """Most passes of the base stage over its bars."""
+    patience: Count = 3
+    """Passes without a better loss on the last 15 % of the training span after which the base stage ends; the weights
+    of the best pass are kept."""
+    learning_rate: Positive = 1e-3
+    """Learning rate of AdamW in the base stage."""
+    weight_decay: NonNegative = 1e-2
+    """Its decoupled weight decay, on matrices."""
+    batch_bars: Count = 2048
+    """Bars per gradient step."""
+    specialist_epochs: Count = 5
+    """Passes of a specialist over its pair's bars."""
+    specialist_lr_factor: Positive = 0.1
+    """Learning rate of specialists as a multiple of ``learning_rate``."""
+    pull: NonNegative = 1e-2
+    """Weight of half the squared distance to the base's weights in a specialist's loss."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "StagesConfig":
+        order = [stage for stage in STAGES if stage in self.run]
+        if not order or list(self.run) != order:
+            raise ValueError(
+                f"run: {', '.join(self.run) or 'no stage'}: give each of {', '.join(STAGES)} once at most, "
+                "in this order"
+            )
+        if "specialists" in self.run and "base" not in self.run and self.base is None and self.base_digest is None:
+            raise ValueError(
+                "run: specialists go on from a base: put base before them, or name one (--base-checkpoint)"
+            )
+        if self.share < 1 and not self.pretrain:
+            raise ValueError(f"share {self.share}: needs the stage base before population")
+        if list(self.horizons) != sorted(set(self.horizons)):
+            raise ValueError(f"horizons {list(self.horizons)} must rise, e.g. [1, 5, 21]")
+        return self
+
+    @property
+    def pretrain(self) -> bool:
+        """Whether populations start from a pre-trained encoder."""
+        return self.run != ("population",)
+
+    @property
+    def freezes(self) -> bool:
+        """Whether the encoder rests while populations train."""
+        return self.pretrain and self.encoder == "frozen"

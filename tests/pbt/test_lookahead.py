@@ -109,9 +109,10 @@ def full_sample_scaler(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Array] = {}
     fit = Scaler.fit
 
-    def remembered(a: Bars, b: Bars, config: Any) -> Array:
-        seen["values"] = compute_features(a, b, config)[lookback(config) - 1 :]
-        return compute_features(a, b, config)
+    def remembered(a: Bars, b: Bars, config: Any, bars_per_year: float | None) -> Array:
+        values = compute_features(a, b, config, bars_per_year)
+        seen["values"] = values[lookback(config) - 1 :]
+        return values
 
     def on_all(cls: type[Scaler], values: Array, names: Any, config: Any) -> Scaler:
         return fit(seen["values"], names, config)
