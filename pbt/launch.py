@@ -42,6 +42,8 @@ ALIASES = {
     "base_checkpoint": "stages.base",
     "walk_forward": "split.walk_forward",
 }
+NEEDS_PRICES = ("log-pairs", "unseen")
+"""Presets that say nothing on the embedded market."""
 MAY_DIFFER = (
     "resources.cpus",
     "resources.cpus_per_member",
@@ -77,7 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
     field.add_argument("--stages", metavar="A,B", help="stages.run: base,specialists,population (default: population)")
     field.add_argument("--base-checkpoint", metavar="RUN", help="stages.base: what to start from; also s3://, hf://")
     field.add_argument("--walk-forward", metavar="DATES", help="split.walk_forward: first dates of the tests, or N")
-    parser.add_argument("--preset", metavar="NAME", help="default, smoke, log-pairs or study (default: default)")
+    parser.add_argument(
+        "--preset", metavar="NAME", help="default, smoke, log-pairs, study or unseen (default: default)"
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML over the preset, e.g. another run's config")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", dest="assignments", help="any field")
     parser.add_argument(
@@ -268,9 +272,9 @@ def _fresh(args: argparse.Namespace) -> RunConfig:
     if config.data.transferred:
         joined = ", ".join(config.data.transferred)
         raise UserError(f"data.transferred: {joined} joined another run; launch without them and add them by --extend")
-    if preset == "log-pairs" and config.data.dir is None:
+    if preset in NEEDS_PRICES and config.data.dir is None:
         raise UserError(
-            "--data-dir: preset log-pairs needs prices; give a directory with one CSV or Parquet per ticker"
+            f"--data-dir: preset {preset} needs prices; give a directory with one CSV or Parquet per ticker"
         )
     return config
 

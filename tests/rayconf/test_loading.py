@@ -11,7 +11,7 @@ from rayconf.session import Machine, plan
 
 
 def test_presets_have_the_stated_sizes() -> None:
-    assert preset_names() == ["default", "log-pairs", "smoke", "study"]
+    assert preset_names() == ["default", "log-pairs", "smoke", "study", "unseen"]
     default = plan(load_config("default"), Machine(2))
     assert default.env_steps == 2 * 8 * 8 * 3 * 32768
     assert (default.pairs, default.members, default.generations, default.batch) == (2, 16, 8, 32768)
@@ -30,7 +30,7 @@ def test_log_pairs_trades_on_the_terms_of_the_log() -> None:
     assert run.backtest.cost_bps == (1.0, 5.0)
 
 
-@pytest.mark.parametrize("preset", ["default", "log-pairs", "smoke", "study"])
+@pytest.mark.parametrize("preset", ["default", "log-pairs", "smoke", "study", "unseen"])
 def test_written_config_gives_the_same_config(preset: str, tmp_path: Path) -> None:
     run = load_config(preset, flags={"name": "a", "seed": 7}, assignments=["env.risk_measure=drawdown"])
     written = tmp_path / "config.yaml"
