@@ -79,9 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     field.add_argument("--stages", metavar="A,B", help="stages.run: base,specialists,population (default: population)")
     field.add_argument("--base-checkpoint", metavar="RUN", help="stages.base: what to start from; also s3://, hf://")
     field.add_argument("--walk-forward", metavar="DATES", help="split.walk_forward: first dates of the tests, or N")
-    parser.add_argument(
-        "--preset", metavar="NAME", help="default, smoke, log-pairs, study or unseen (default: default)"
-    )
+    parser.add_argument("--preset", metavar="NAME", help="default, smoke, log-pairs, study, unseen (default: default)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML over the preset, e.g. another run's config")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", dest="assignments", help="any field")
     parser.add_argument(
