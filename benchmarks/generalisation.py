@@ -30,7 +30,7 @@ from benchmarks.ladder_table import Found, block_of, figures, gap, markdown, ret
 from pbt.run_dir import folder_name
 from pbt.terms import BASE
 from rayconf.errors import OneLineParser, UserError
-from rayconf.sections import ResourcesConfig
+from rayconf.sections import AugmentConfig, ResourcesConfig, UniverseConfig
 from rayconf.session import start_ray
 
 YARDSTICKS = ("vol_target", "equal_weight")
@@ -68,6 +68,8 @@ class Benchmark:
             if row.kind == "ensemble":
                 members = {pair: tuple(self.cell(source, fold, pair, s) for s in self.seeds(source)) for pair in group}
             run = self.ladder.run(source, fold, group, seed)
+            if not row.learns:  # what nobody trains on need not be built
+                run = run.model_copy(update={"universe": UniverseConfig(), "augment": AugmentConfig()})
             jobs.append(Job(row, fold.name, run, cells, members, tuple(splits)))
         return jobs
 
