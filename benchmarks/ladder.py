@@ -107,7 +107,7 @@ ROWS = (
     Row("direct_augmented", "universe", (*RESIDUAL, *DIRECT, "augment.histories=3"), budget=24, looks=14),
     Row("direct_augmented_last", "universe", (*RESIDUAL, *DIRECT, "augment.histories=3"), "last", budget=24, looks=14),
     Row("direct_augmented_ensemble", "ensemble", of="direct_augmented"),
-    Row("direct_augmented_last_ensemble", "ensemble", of="direct_augmented_last"),
+    Row("direct_augmented_last_ensemble", "ensemble", snapshot="last", of="direct_augmented_last"),
 )
 
 
