@@ -69,7 +69,7 @@ def test_a_grid_over_two_splits(run: Path, capsys: pytest.CaptureFixture[str]) -
     launched = daily(run, scenario="base").query("split != 'train'")
     pd.testing.assert_frame_equal(base.sort_index(), launched.sort_index())  # survivors from disk, to the bit
     summary = read_frame(target / "frames" / "summary.parquet").to_pandas()
-    assert len(summary) == 2 * 2 * 9 * 13  # pairs, splits, scenarios, policies
+    assert len(summary) == 2 * 2 * 9 * 14  # pairs, splits, scenarios, policies
     first = read_frame(run / "frames" / "summary.parquet", scenario="base").to_pandas()
     metrics = ["split", "pair", "policy", "annualised_sharpe", "cagr", "alpha", "sharpe_ci_low"]
     ours = summary.query("scenario == 'base'")[metrics].reset_index(drop=True)
