@@ -87,6 +87,8 @@ class Row:
 RESIDUAL = ("env.mapping=residual", "features.prior=vol_target", "env.reach=0.25")
 
 DIRECT = ("algo=direct", "direct.windows=512", "network.dropout=0.4", "optimizer.weight_decay=0.01")
+HISTORIES = ("augment.histories=3",)
+NEUTRAL = ("env.mapping=neutral",)
 
 ROWS = (
     Row("cash", "baseline", of="cash"),
@@ -97,18 +99,21 @@ ROWS = (
     Row("ppo_last", "pair", snapshot="last"),
     Row("ppo", "pair"),
     Row("ppo_ensemble", "ensemble", of="ppo"),
-    Row("ppo_neutral", "pair", ("env.mapping=neutral",)),
+    Row("ppo_neutral", "pair", NEUTRAL),
     Row("residual", "pair", RESIDUAL),
     Row("residual_ensemble", "ensemble", of="residual"),
     Row("universe", "universe", RESIDUAL, budget=6, looks=12),
+    Row("universe_last", "universe", RESIDUAL, "last", budget=6, looks=12),
     Row("universe_ensemble", "ensemble", of="universe"),
     Row("direct", "universe", (*RESIDUAL, *DIRECT), budget=12, looks=14),
+    Row("direct_last", "universe", (*RESIDUAL, *DIRECT), "last", budget=12, looks=14),
     Row("direct_ensemble", "ensemble", of="direct"),
-    Row("direct_augmented", "universe", (*RESIDUAL, *DIRECT, "augment.histories=3"), budget=24, looks=14),
-    Row("direct_augmented_last", "universe", (*RESIDUAL, *DIRECT, "augment.histories=3"), "last", budget=24, looks=14),
+    Row("direct_augmented", "universe", (*RESIDUAL, *DIRECT, *HISTORIES), budget=24, looks=14),
+    Row("direct_augmented_last", "universe", (*RESIDUAL, *DIRECT, *HISTORIES), "last", budget=24, looks=14),
     Row("direct_augmented_ensemble", "ensemble", of="direct_augmented"),
     Row("direct_augmented_last_ensemble", "ensemble", snapshot="last", of="direct_augmented_last"),
 )
+    Row("direct_augmented_neutral", "universe", (*NEUTRAL, *DIRECT, *HISTORIES), "last", budget=24, looks=14),
 
 
 @dataclass(frozen=True)
