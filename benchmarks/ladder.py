@@ -112,8 +112,8 @@ ROWS = (
     Row("direct_augmented_last", "universe", (*RESIDUAL, *DIRECT, *HISTORIES), "last", budget=24, looks=14),
     Row("direct_augmented_ensemble", "ensemble", of="direct_augmented"),
     Row("direct_augmented_last_ensemble", "ensemble", snapshot="last", of="direct_augmented_last"),
-)
     Row("direct_augmented_neutral", "universe", (*NEUTRAL, *DIRECT, *HISTORIES), "last", budget=24, looks=14),
+)
 
 
 @dataclass(frozen=True)
