@@ -140,6 +140,7 @@ class PairPopulation:
             observations=observations,
             stop=stop,
         )
+        earlier = before if pbt.archive_of == "all" else replace(before, archive=())
         by_name = {standing.member: standing for standing in standings}
         members = {d.member: self._member(d, by_name) for d in decisions}
         self._journal(generation, decisions, members, by_name)
@@ -149,7 +150,7 @@ class PairPopulation:
             generation=generation,
             status="complete" if stop else "running",
             members=members,
-            archive=before.archived(snapshots, pbt.archive),
+            archive=earlier.archived(snapshots, pbt.archive),
             patience=patience,
             mark=mark,
             observations=observations,

@@ -27,6 +27,15 @@ def test_a_spike_survives_its_decay(tmp_path: Path) -> None:
     assert stage.population.complete
 
 
+def test_an_archive_of_the_last_generation_forgets_a_spike(tmp_path: Path) -> None:
+    stage = Rehearsal(tmp_path, "pbt.archive_of=last", "pbt.archive=4")
+    spike = stage.play(0.1, 2.0, 0.3, 0.4)["m01"]
+    ended = stage.play(0.1, 0.2, 0.3, -0.4)
+    archive = stage.population.committed.archive
+    assert {(s.state, s.member, s.generation) for s in archive} == {(state, name, 2) for name, state in ended.items()}
+    assert spike not in {snapshot.state for snapshot in archive}
+
+
 def test_disk_holds_what_commits_name_and_stays_bounded(tmp_path: Path) -> None:
     stage = Rehearsal(tmp_path)
     bound = 2 * 4 + 2
