@@ -68,8 +68,8 @@ class PBTConfig(Section):
     archive: Count = 8
     """Best snapshots kept per pair, of everything validation has seen."""
     archive_of: Literal["all", "last"] = "all"
-    """Generations whose snapshots may survive: ``all``, or the ``last`` alone. Choosing among many on a short validation
-    span is mostly luck; what is trained for a fixed time needs no choice."""
+    """Generations whose snapshots may survive: ``all``, or the ``last`` alone. Choosing among many on a short
+    validation span is mostly luck; what is trained for a fixed time needs no choice."""
     survivors: Count = 3
     """Snapshots per pair that are back-tested; their equal-weight ensemble is the run's headline."""
     survivor_correlation: Annotated[float, Field(gt=0, le=1)] = 0.95
