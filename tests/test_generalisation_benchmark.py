@@ -152,7 +152,7 @@ def test_a_member_trains_as_in_a_run_and_the_best_on_validation_is_kept(measured
     smoothed = pd.Series(fitness).ewm(alpha=1 - run.pbt.fitness_smoothing, adjust=False).mean()
     np.testing.assert_allclose(table.smoothed, smoothed)
     assert table.best.tolist() == (smoothed == smoothed.max()).tolist()
-    assert table["last"].tolist() == [False, True]
+    assert table["last"].tolist() == [*[False] * (run.pbt.generations - 1), True]
 
 
 def test_figures_are_those_of_the_strung_test_spans(measured: Benchmark) -> None:
