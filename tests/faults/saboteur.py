@@ -219,9 +219,9 @@ def a_loss_is_nan() -> None:
 class OnOtherCode(PairMember):
     """Finds that the driver's sources are others than its own."""
 
-    def setup(self, config: Any, markets: Any = None, standard: Any = None) -> None:
+    def setup(self, config: Any, standard: Any = None, **given: Any) -> None:
         """Build the algorithm."""
-        super().setup(config, markets, (standard[0], "0123456789ab"))
+        super().setup(config, standard=(standard[0], "0123456789ab"), **given)
 
 
 def a_node_differs() -> None:
