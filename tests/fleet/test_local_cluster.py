@@ -27,6 +27,9 @@ CHANGES = {
 GENERATIONS = 5
 """The power goes after the first."""
 FILE = "/root/cluster.yaml"
+LIST = "ray list nodes --detail --format json"
+WHEN_DEAD = f"until {LIST} | grep -q DEAD; do sleep 1; done; {LIST}"
+"""The run may be over before Ray itself misses the machine."""
 JOB = (
     *("--address", "http://localhost:8265", "--"),
     *("python", "-m", "pbt.launch", "--address", "auto", "--run-dir", RUNS, "--resume", "--name", NAME),
@@ -58,7 +61,7 @@ def test_a_power_cut_on_a_cluster_of_the_shipped_file(tmp_path: Path, capsys: py
             unlucky.power_off()
             output = submitted.finish(10)
         assert f"report {RUNS}/{NAME}/report.html" in output
-        nodes = laptop.run("ray list nodes", "ray", "exec", FILE, "ray list nodes --detail --format json")
+        nodes = laptop.run("ray list nodes", "ray", "exec", FILE, WHEN_DEAD)
 
         with laptop.started("ray dashboard", "ray", "dashboard", FILE):
             laptop.run("tunnel", "bash", "-c", "until (</dev/tcp/localhost/8265) 2>/dev/null; do sleep 0.2; done")
