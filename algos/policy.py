@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from envs.mapping import ActionMap, round_targets
-from envs.prior import PRIOR_COLUMNS
+from envs.prior import prior_columns
 
 BLOCK = 16
 """Rows per matrix product. Products of fewer rows round differently, so that a row's result would depend on how many
@@ -22,14 +22,6 @@ other sizes, leave so few alone."""
 SCHEMA = 1
 _RENAMED = {"cap": "leverage_cap", "band": "no_trade_band"}
 """Fields of ``ActionMap`` that ``policy.json`` calls as the config does."""
-
-
-def prior_place(feature_names: Sequence[str]) -> slice | None:
-    """Where the prior's weights stand among the features; None: there is none."""
-    if PRIOR_COLUMNS[0] not in feature_names:
-        return None
-    first = list(feature_names).index(PRIOR_COLUMNS[0])
-    return slice(first, first + len(PRIOR_COLUMNS))
 
 
 def read_action_map(about: Mapping[str, Any]) -> ActionMap:
@@ -70,7 +62,7 @@ class Policy:
     ) -> None:
         self.activation, self.action_map = activation, action_map
         self.feature_names = tuple(feature_names)
-        self.prior_at = prior_place(self.feature_names)
+        self.prior_at = prior_columns(self.feature_names)
         self._layers = [(w.detach().cpu().double(), b.detach().cpu().double()) for w, b in layers]
         self.inputs = self._layers[0][0].shape[1]
         self.account_columns = self.inputs - len(self.feature_names) if account_columns is None else account_columns

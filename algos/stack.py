@@ -85,10 +85,10 @@ class PolicyStack:
                 means.append((len(team), torch.cat(sources), shares))
                 size += len(own)
         first, leverage = bars.start, self._networks[0].action_map.leverage
-        place_of_prior = self._networks[0].prior_at
+        columns = self._networks[0].prior_at
         prior = None
-        if place_of_prior is not None and self._networks[0].action_map.mapping == "residual":
-            prior = self._features[bars.start : bars.stop, place_of_prior].double()
+        if columns is not None and self._networks[0].action_map.mapping == "residual":
+            prior = self._features[bars.start : bars.stop, columns].double()
         straight = bool((order == torch.arange(len(rows))).all()) and not means
         maps = [network.action_map for network, *_ in passes]
         alike = len(set(maps)) == 1 and prior is None and not maps[0].brakes

@@ -11,6 +11,7 @@ from envs.account_view import AccountView, account_size
 from envs.ledger import Account, Fill, Terms
 from envs.mapping import ActionMap
 from envs.market import PairMarket
+from envs.prior import prior_columns
 from envs.training_bars import TrainingBars
 from rayconf.run_config import RunConfig
 
@@ -130,7 +131,8 @@ class BatchedPairTrading:
         self._features = tensor(source.features)
         self._bars = tensor(source.steps)  # one gather a step
         self._lag, self._map, self._leverage = run.env.lag, ActionMap.of(run), run.costs.leverage
-        self._prior = None if source.prior is None else tensor(source.prior)
+        columns = prior_columns(market.scaler.names)
+        self._prior = None if columns is None else self._features[:, columns].contiguous()
         self._episode_bars, self._per_start = run.env.episode_bars, run.ppo.accounts_per_start
         decisions = source.decisions(self._lag)
         self._beginnings = torch.cat([torch.arange(*span) for span in decisions])
@@ -150,7 +152,8 @@ class BatchedPairTrading:
         self._noise: Tensor | None = None
         if run.augment.noise:
             self._noise = torch.full(self._features.shape[1:], run.augment.noise, dtype=dtype, device=device)
-            self._noise[source.prior_columns] = 0
+            if columns is not None:
+                self._noise[columns] = 0
         self._cost_factor = run.augment.cost_factor
         self._variation = torch.Generator(self._device)
         self.unit = torch.ones(num_envs, dtype=dtype, device=device)

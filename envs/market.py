@@ -11,7 +11,7 @@ from envs.bars import Bars, infer_bars_per_year, is_intraday, join_bars, load_ba
 from envs.features import compute_features, feature_names, has_prior, lookback
 from envs.forecasts import Forecasts, forecast_columns, forecast_names
 from envs.placebo import shuffled_days
-from envs.prior import PRIOR_COLUMNS
+from envs.prior import PRIOR_COLUMNS, prior_columns
 from envs.scaler import Scaler
 from envs.synthetic import synthetic_pair
 from rayconf.errors import UserError
@@ -68,10 +68,8 @@ class PairMarket:
     @property
     def prior(self) -> np.ndarray | None:
         """[T, 2] weights of the features' prior, float32; None: there is none, which is flat."""
-        if PRIOR_COLUMNS[0] not in self.scaler.names:
-            return None
-        first = self.scaler.names.index(PRIOR_COLUMNS[0])
-        return self.features[:, first : first + 2]
+        columns = prior_columns(self.scaler.names)
+        return None if columns is None else self.features[:, columns]
 
     @property
     def training_features(self) -> np.ndarray:

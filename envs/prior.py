@@ -10,6 +10,7 @@ needs no learning. The weights travel as two unscaled columns of the features.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,14 @@ MEMORY = 10
 a function of a window, and the start of the file does not matter."""
 SPREAD_WINDOW, SPREAD_FULL, SPREAD_HALF_LIFE = 60, 2.0, 10.0
 TINY = 1e-12
+
+
+def prior_columns(names: Sequence[str]) -> slice | None:
+    """Where the prior's weights stand among features of these names; None: there are none, which is flat."""
+    if PRIOR_COLUMNS[0] not in names:
+        return None
+    first = list(names).index(PRIOR_COLUMNS[0])
+    return slice(first, first + len(PRIOR_COLUMNS))
 
 
 def memory(half_life: float) -> int:

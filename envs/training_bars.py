@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from envs.market import PairMarket, Span
-from envs.prior import PRIOR_COLUMNS
 from envs.scaler import Scaler
 
 
@@ -16,10 +15,6 @@ class TrainingBars:
 
     features: np.ndarray
     """[T, F] float32, each market's standardised by its own scaler."""
-    prior: np.ndarray | None
-    """[T, 2] weights of the prior; None: flat."""
-    prior_columns: slice
-    """Where the prior's weights stand among the features; empty where there are none."""
     steps: np.ndarray
     """[T, 6]: simple return of each leg from the fill at the bar to the next, move of each from the fill to the close,
     years to the next fill, and 1 / standard deviation of equal weight's log return on the market's training span. NaN
@@ -38,9 +33,8 @@ class TrainingBars:
     @classmethod
     def of(cls, market: PairMarket) -> "TrainingBars":
         """The training span of one market, by its own bar numbers."""
-        place, span = _prior_columns(market), market.splits["train"]
-        steps, scalers = _steps(market), (market.scaler,)
-        return cls(market.features, market.prior, place, steps, (span,), (market.pair,), market.dates, scalers)
+        span, scalers = market.splits["train"], (market.scaler,)
+        return cls(market.features, _steps(market), (span,), (market.pair,), market.dates, scalers)
 
     @classmethod
     def joined(cls, markets: Sequence[PairMarket], before: int) -> "TrainingBars":
@@ -59,11 +53,8 @@ class TrainingBars:
             parts.append(slice(begin, train.stop))
             spans.append(Span(offset + train.start - begin, offset + train.stop - begin))
             offset += train.stop - begin
-        priors = [m.prior[part] for m, part in zip(markets, parts, strict=True) if m.prior is not None]
         return cls(
             np.concatenate([m.features[part] for m, part in zip(markets, parts, strict=True)]),
-            np.concatenate(priors) if priors else None,
-            _prior_columns(first),
             np.concatenate([_steps(m)[part] for m, part in zip(markets, parts, strict=True)]),
             tuple(spans),
             tuple(market.pair for market in markets),
@@ -84,12 +75,6 @@ class TrainingBars:
             return found
         first = (b.start + int(np.searchsorted(self.dates[slice(*b)], self.opens)) for b in self.blocks)
         return [Span(min(max(s.start, bar), s.stop), s.stop) for s, bar in zip(found, first, strict=True)]
-
-
-def _prior_columns(market: PairMarket) -> slice:
-    names = market.scaler.names
-    first = names.index(PRIOR_COLUMNS[0]) if PRIOR_COLUMNS[0] in names else len(names)
-    return slice(first, first + 2)
 
 
 def _steps(market: PairMarket) -> np.ndarray:
