@@ -129,10 +129,11 @@ def kept_base(run: RunConfig, directory: RunDir) -> Base:
     if run.stages.base_digest is None:
         return Base()
     if run.stages.pretrain:
-        from pbt.encoder_base import kept_encoder  # stands on this module
+        from pbt.encoder_base import EncoderBase  # stands on this module
 
-        return kept_encoder(run, directory)
-    base = Base({pair: directory.base_survivor(pair) for pair in run.data.pairs if run.starts_from_base(pair)})
+        base: Base = EncoderBase(folder=directory.base)
+    else:
+        base = Base({pair: directory.base_survivor(pair) for pair in run.data.pairs if run.starts_from_base(pair)})
     try:
         intact = base.digest == run.stages.base_digest
     except OSError as error:

@@ -229,22 +229,6 @@ def find_encoder(run: RunConfig) -> EncoderBase:
     return EncoderBase(folder=folder)
 
 
-def kept_encoder(run: RunConfig, directory: RunDir) -> EncoderBase:
-    """The checkpoint as it was copied into a run's directory.
-
-    Raises:
-        UserError: It is gone or altered.
-    """
-    base = EncoderBase(folder=directory.base)
-    try:
-        intact = base.digest == run.stages.base_digest
-    except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}; restore it from a copy of the run") from error
-    if not intact:
-        raise UserError(f"{directory.base}: is not what the run started from; restore it from a copy of the run")
-    return base
-
-
 def check_fits(run: RunConfig, base: Checkpoint, where: str) -> None:
     """Refuse an encoder that reads other features or is of another network, naming the first field that differs."""
     for name, theirs in base.about["network"].items():
