@@ -27,5 +27,16 @@ def launch(*arguments: str, cwd: Path = ROOT, timeout: float = 8 * MINUTES) -> s
     )
 
 
+def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=5 * MINUTES,
+    )
+
+
 def tiny(folder: str | Path, *arguments: str) -> list[str]:
     return ["--preset", "smoke", "--run-dir", str(folder), "--name", "tiny", "--seed", "7", *SETTINGS, *arguments]

@@ -2,8 +2,6 @@
 what it trades, says and keeps."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +16,9 @@ from pbt.survivor import load_policy
 from rayconf.errors import UserError
 from rayconf.loading import build_config
 from rayconf.run_config import RunConfig
-from tests.commands import environment, launch, tiny
-from tests.conftest import ROOT
+from tests.commands import launch, run_module, tiny
 
 PAIR = "SYNA/SYNB"
-
-
-def command(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +48,10 @@ def test_what_comes_after_a_run_takes_the_prior_as_its_survivor(fallen: Path) ->
     policy = load_policy(fallen, PAIR)
     assert np.ptp(policy.decide(None)) == 0, "equal weight in both legs"
     assert Policy.load(fallen / "survivors" / "SYNA_SYNB" / "1").action_map.mapping == "residual"
-    replayed = command("pbt.replay", str(fallen), "--pair", PAIR)
+    replayed = run_module("pbt.replay", str(fallen), "--pair", PAIR)
     assert replayed.returncode == 2
     assert "trades its prior, which nothing trained" in replayed.stderr
-    again = command("pbt.backtest", str(fallen), "--grid", "costs=2")
+    again = run_module("pbt.backtest", str(fallen), "--grid", "costs=2")
     assert again.returncode == 0, again.stderr
 
 

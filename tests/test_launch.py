@@ -8,7 +8,6 @@ import select
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from analysis.statistics import evidence
 from analysis.timing import first_gradient
 from envs.bars import load_bars
 from rayconf.sections import DataConfig
-from tests.commands import MINUTES, command, environment, launch, tiny
+from tests.commands import MINUTES, command, environment, launch, run_module, tiny
 from tests.conftest import ROOT
 from tests.pbt.conftest import TINY
 from tests.pbt.wandb_logs import logs
@@ -321,17 +320,6 @@ def test_the_written_config_repeats_the_run(undisturbed: Path, tmp_path: Path) -
     assert settings["versions"]["ray"] == "2.60.0"
     assert build_config(settings).to_yaml() == (undisturbed / "config.yaml").read_text()
     assert not list(tmp_path.iterdir())
-
-
-def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=5 * MINUTES,
-    )
 
 
 def test_backtest_again_over_a_grid_and_status(undisturbed: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +27,7 @@ from pbt.survivor import load_policy
 from pbt.windows import windows_of
 from rayconf import load_config
 from rayconf.loading import build_config, load_file
-from tests.commands import MINUTES, command, environment, launch, tiny
+from tests.commands import MINUTES, command, environment, launch, run_module, tiny
 from tests.conftest import ROOT
 from tests.pbt.conftest import TINY
 
@@ -201,25 +200,14 @@ def test_killed_in_the_second_window_and_resumed_equals_undisturbed(walked: Path
     assert resumed["detail"] == "window 1 SYNA/SYNB at generation 2, window 2 SYNA/SYNB at generation 1"
 
 
-def call(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=5 * MINUTES,
-    )
-
-
 def test_what_comes_after_a_run_is_of_the_last_window(walked: Path, tmp_path: Path) -> None:
-    replayed = call("pbt.replay", str(walked), "--pair", PAIR)
+    replayed = run_module("pbt.replay", str(walked), "--pair", PAIR)
     assert replayed.returncode == 0, replayed.stdout + replayed.stderr
     assert "to the bit" in replayed.stdout
-    audited = call("pbt.audit", str(walked), "--lookahead", "--bars", "3")
+    audited = run_module("pbt.audit", str(walked), "--lookahead", "--bars", "3")
     assert audited.returncode == 0, audited.stdout + audited.stderr
     assert re.search(r"; [1-9][0-9,]* recorded decisions repeated", audited.stdout)
-    tested = call("pbt.backtest", str(walked), "--grid", "costs=1", "lag=1", "--out", str(tmp_path / "again"))
+    tested = run_module("pbt.backtest", str(walked), "--grid", "costs=1", "lag=1", "--out", str(tmp_path / "again"))
     assert tested.returncode == 0, tested.stderr
     assert tested.stdout.startswith("window     2, the last of a walk-forward")
     again = read_frame(tmp_path / "again" / "frames" / "daily.parquet", scenario="base", policy="ensemble").to_pandas()
@@ -228,7 +216,7 @@ def test_what_comes_after_a_run_is_of_the_last_window(walked: Path, tmp_path: Pa
     np.testing.assert_array_equal(again.net_return, own.net_return)
     fills = FinishedRun.open(walked).fills(PAIR)
     assert fills["test"] == (own.date.min().to_datetime64(), own.date.max().to_datetime64())
-    refused = call("pbt.launch", "--extend", str(walked), "--pairs", "SYNC/SYND")
+    refused = run_module("pbt.launch", "--extend", str(walked), "--pairs", "SYNC/SYND")
     assert refused.returncode == 2
     assert "is a walk-forward, which takes no more pairs" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
