@@ -25,6 +25,7 @@ from algos.pair_ppo import PairPPO
 from algos.policy import EnsemblePolicy, Policy
 from analysis.metrics import sharpe
 from benchmarks.ladder import Row
+from benchmarks.whole_runs import headlines
 from envs.market import PairMarket
 from pbt import fitness
 from pbt.baselines import TEXTBOOK, baseline_targets, fit_z_score
@@ -178,10 +179,16 @@ def work(job: Job) -> dict[str, float]:
     """
     torch.set_num_threads(job.run.resources.torch_threads)
     began = time.perf_counter()
-    learned = learn(job.run) if job.row.learns else None
-    facts: dict[str, float] = {"env_steps": 0, **(learned.seconds if learned else {})}
+    headline: dict[str, EnsemblePolicy] = {}
+    ran: dict[str, float] = {}
+    learned: Learned | None = None
+    if job.row.kind == "run":
+        headline, ran = headlines(job.run)
+    elif job.row.learns:
+        learned = learn(job.run)
+    facts: dict[str, float] = {"env_steps": 0, **ran}
     if learned is not None:
-        facts["env_steps"] = learned.env_steps
+        facts |= {"env_steps": learned.env_steps, **learned.seconds}
     replaying = time.perf_counter()
     for pair, folder in job.cells.items():
         if folder.is_dir():
@@ -191,6 +198,8 @@ def work(job: Job) -> dict[str, float]:
         targets: dict[str, np.ndarray] = {}
         if learned is not None:
             policies = dict(learned.policies)
+        elif headline:
+            policies = {job.row.policy: headline[pair]}
         elif job.row.kind == "ensemble":
             cells = job.members[pair]
             policies = {name: EnsemblePolicy([Policy.load(cell / name) for cell in cells]) for name in SNAPSHOTS}

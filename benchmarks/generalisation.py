@@ -48,8 +48,7 @@ class Benchmark:
 
     def cell(self, row: Row, fold: Fold, pair: str, seed: int) -> Path:
         """Folder of a cell: what it computes, on which prices, for whom."""
-        universe = row.kind == "universe"
-        prices = fold.digest(self.pairs if universe else (pair,), everything=universe)
+        prices = fold.digest(self.pairs if row.together else (pair,), everything=row.together)
         one = f"{folder_name(pair)}_{fold.name}_s{seed}_{prices}"
         return self.out / "cells" / f"{row.kind}-{self.ladder.digest(row)}" / one
 
@@ -60,7 +59,7 @@ class Benchmark:
     def jobs(self, row: Row, splits: Sequence[str] = ("test", "train", "validation")) -> list[Job]:
         """All work of a row, in the order of its doing: a seed after the other, a pair after the other."""
         jobs = []
-        groups = [self.pairs] if row.kind == "universe" else [(pair,) for pair in self.pairs]
+        groups = [self.pairs] if row.together else [(pair,) for pair in self.pairs]
         source = self.ladder.trained(row)
         for seed, group, fold in product(self.seeds(row), groups, self.folds):
             cells = {pair: self.cell(row, fold, pair, seed) for pair in group}
@@ -75,7 +74,8 @@ class Benchmark:
 
     def found(self, row: Row) -> Found:
         """The complete cells of a row."""
-        keys = [(pair, fold, seed) for seed in self.seeds(row) for pair in self.pairs for fold in self.folds]
+        pairs = [pair for pair in self.pairs if pair in (row.shown or self.pairs)]
+        keys = [(pair, fold, seed) for seed in self.seeds(row) for pair in pairs for fold in self.folds]
         cells = {(pair, fold.name, seed): self.cell(row, fold, pair, seed) for pair, fold, seed in keys}
         return {key: folder for key, folder in cells.items() if folder.is_dir()}
 
@@ -137,7 +137,7 @@ def report(benchmark: Benchmark, rows: Sequence[Row], console: Console) -> pd.Da
         UserError: The yardsticks are not measured.
     """
     ladder = benchmark.ladder
-    vol_target, equal_weight = (benchmark.found(ladder.row(name)) for name in YARDSTICKS)
+    equal_weight = benchmark.found(ladder.row(YARDSTICKS[1]))
     if not equal_weight:
         raise UserError(
             f"--report: {benchmark.out} has no cells of these pairs and folds; leave --report out to measure"
@@ -150,7 +150,8 @@ def report(benchmark: Benchmark, rows: Sequence[Row], console: Console) -> pd.Da
         found = benchmark.found(row)
         if found:
             benchmark.look(row, "report", len(found))
-        table.append({"row": row.name, **figures(found, row.policy, vol_target, equal_weight, names)})
+        yardsticks = (benchmark.found(ladder.row(name)) for name in row.yardsticks)
+        table.append({"row": row.name, **figures(found, row.policy, *yardsticks, names)})
     headings, lines = shown(table, names)
     notes = _notes(equal_weight)
     console.print(rich_table(headings, lines))
@@ -279,8 +280,8 @@ def _run(args: argparse.Namespace) -> None:
         return
     if args.candidate and not args.choose:
         raise UserError("--candidate: settings are tried by --choose alone")
-    if args.choose and (len(rows) != 1 or not rows[0].learns):
-        raise UserError("--choose: name one row that learns, e.g. --rows ppo")
+    if args.choose and (len(rows) != 1 or rows[0].kind not in ("pair", "universe")):
+        raise UserError("--choose: name one row that learns and needs no whole run, e.g. --rows ppo")
     candidates = [(), *(tuple(settings) for settings in args.candidate)]
     for settings in candidates:
         try:
@@ -291,7 +292,8 @@ def _run(args: argparse.Namespace) -> None:
         if args.choose:
             choose(benchmark, rows[0], candidates, console)
             return
-        measure(benchmark, [*dict.fromkeys([*(ladder.row(name) for name in YARDSTICKS), *rows])], console)
+        needed = [*YARDSTICKS, *(name for row in rows for name in row.yardsticks)]
+        measure(benchmark, [*dict.fromkeys([*(ladder.row(name) for name in needed), *rows])], console)
     report(benchmark, rows, console)
 
 

@@ -50,7 +50,7 @@ BASE = (
     "tracking.tensorboard=false",
 )
 
-Kind = Literal["baseline", "pair", "universe", "ensemble"]
+Kind = Literal["baseline", "pair", "universe", "run", "ensemble"]
 
 
 @dataclass(frozen=True)
@@ -61,34 +61,57 @@ class Row:
     kind: Kind
     """``baseline``: no learning, a policy of ``pbt.baselines`` by the name ``of``; ``pair``: a learner per pair, fold
     and seed; ``universe``: a learner per fold and seed that trains on all ordered pairs of all tickers, selected on the
-    mean fitness of the run's pairs and evaluated on each; ``ensemble``: the mean of target weights over the seeds of
-    the row ``of``."""
+    mean fitness of the run's pairs and evaluated on each; ``run``: a whole run per fold and seed by ``pbt.launch``, on
+    the same universe, whose headline is evaluated; ``ensemble``: the mean of target weights over the seeds of the row
+    ``of``."""
     assignments: tuple[str, ...] = ()
     """Over ``BASE``; ``path=value``."""
     snapshot: Literal["best", "last"] = "best"
     """Which snapshot of a learner is the row's policy: that of the best smoothed validation fitness, or the last."""
     of: str = ""
     budget: int = 1
-    """Steps as a multiple of the ladder's budget; one learner of a universe serves all pairs."""
+    """Steps of a member as a multiple of the ladder's budget; one learner of a universe serves all pairs."""
     looks: int = 6
     """Generations, after each of which validation is looked at."""
+    members: int = 1
+    """Members of the population, as a multiple of the ladder's."""
+    shown: tuple[str, ...] = ()
+    """Pairs that the table shows; empty: all."""
+    yardsticks: tuple[str, str] = ("vol_target", "equal_weight")
+    """Rows that the table measures it against, on the same prices."""
 
     @property
     def policy(self) -> str:
         """Name of the row's policy in its cells."""
-        return "rule" if self.kind == "baseline" else self.snapshot
+        return {"baseline": "rule", "run": "headline"}.get(self.kind, self.snapshot)
 
     @property
     def learns(self) -> bool:
         """Whether its cells train."""
-        return self.kind in ("pair", "universe")
+        return self.kind not in ("baseline", "ensemble")
+
+    @property
+    def together(self) -> bool:
+        """Whether one training serves all pairs."""
+        return self.kind in ("universe", "run")
 
 
 RESIDUAL = ("env.mapping=residual", "features.prior=vol_target", "env.reach=0.25")
 
 DIRECT = ("algo=direct", "direct.windows=512", "network.dropout=0.4", "optimizer.weight_decay=0.01")
 HISTORIES = ("augment.histories=3",)
+BEST = (*RESIDUAL, *DIRECT, *HISTORIES)
 NEUTRAL = ("env.mapping=neutral",)
+REGULARISED = (
+    "network.dropout=0.3",
+    "optimizer.weight_decay=0.1",
+    "optimizer.critic_decay_factor=0",
+    "ppo.kl_stop=0.02",
+)
+SHUFFLED = ("data.placebo=shuffled_days",)
+HELD_OUT = ("universe.held_out=[AAPL, AMZN, MSFT]",)
+UNMET = ("AAPL/AMZN", "AMZN/MSFT")
+"""Pairs of the benchmark whose legs are held out alike."""
 
 ROWS = (
     Row("cash", "baseline", of="cash"),
@@ -105,14 +128,29 @@ ROWS = (
     Row("universe", "universe", RESIDUAL, budget=6, looks=12),
     Row("universe_last", "universe", RESIDUAL, "last", budget=6, looks=12),
     Row("universe_ensemble", "ensemble", of="universe"),
+    Row("universe_regularised", "universe", (*RESIDUAL, *REGULARISED), budget=6, looks=12),
+    Row("universe_regularised_last", "universe", (*RESIDUAL, *REGULARISED), "last", budget=6, looks=12),
     Row("direct", "universe", (*RESIDUAL, *DIRECT), budget=12, looks=14),
     Row("direct_last", "universe", (*RESIDUAL, *DIRECT), "last", budget=12, looks=14),
     Row("direct_ensemble", "ensemble", of="direct"),
-    Row("direct_augmented", "universe", (*RESIDUAL, *DIRECT, *HISTORIES), budget=24, looks=14),
-    Row("direct_augmented_last", "universe", (*RESIDUAL, *DIRECT, *HISTORIES), "last", budget=24, looks=14),
+    Row("direct_augmented", "universe", BEST, budget=24, looks=14),
+    Row("direct_augmented_last", "universe", BEST, "last", budget=24, looks=14),
     Row("direct_augmented_ensemble", "ensemble", of="direct_augmented"),
     Row("direct_augmented_last_ensemble", "ensemble", snapshot="last", of="direct_augmented_last"),
     Row("direct_augmented_neutral", "universe", (*NEUTRAL, *DIRECT, *HISTORIES), "last", budget=24, looks=14),
+    Row("met", "universe", BEST, "last", budget=24, looks=14, shown=UNMET),
+    Row("held_out", "universe", (*BEST, *HELD_OUT), "last", budget=24, looks=14, shown=UNMET),
+    Row("equal_weight_shuffled", "baseline", SHUFFLED, of="equal_weight"),
+    Row("vol_target_shuffled", "baseline", SHUFFLED, of="vol_target"),
+    Row(
+        "shuffled",
+        "universe",
+        (*BEST, *SHUFFLED),
+        "last",
+        budget=24,
+        looks=14,
+        yardsticks=("vol_target_shuffled", "equal_weight_shuffled"),
+    ),
 )
 
 
@@ -141,16 +179,16 @@ class Ladder:
     def run(self, row: Row, fold: Fold, pairs: Sequence[str], seed: int) -> RunConfig:
         """The run of a cell."""
         where = [*fold.assignments(), f"data.pairs=[{', '.join(pairs)}]", f"seed={seed}"]
-        if row.kind == "universe":  # whatever has prices in the fold
+        if row.together:  # whatever has prices in the fold
             where.append(f"universe.tickers=[{', '.join(sorted(fold.digests))}]")
         return self._config(row, *where)
 
     @cache  # noqa: B019  asked for every cell, and there are few ladders
     def digest(self, row: Row) -> str:
         """What the row computes, whatever the fold, pair and seed: its kind and its whole config."""
-        run = self._config(self.trained(row)).model_copy(
-            update={"data": DataConfig(), "split": SplitConfig(), "seed": 0}
-        )
+        run = self._config(self.trained(row))
+        data = DataConfig(placebo=run.data.placebo, placebo_seed=run.data.placebo_seed)
+        run = run.model_copy(update={"data": data, "split": SplitConfig(), "seed": 0})
         # what is at its default does not count, so that a field that comes to be leaves the cells as they are
         settings = run.model_dump(mode="json", exclude_defaults=True, exclude={"name", "resources", "tracking"})
         parts = [row.kind, json.dumps(settings, sort_keys=True)]
@@ -167,5 +205,6 @@ class Ladder:
         batch = run.env_steps_per_update
         source = self.trained(row)
         updates = max(1, round(source.budget * self.budget / (batch * source.looks)))
-        size = {"interval": updates, "iterations": updates * source.looks, "population": self.population}
+        size = {"interval": updates, "iterations": updates * source.looks}
+        size["population"] = source.members * self.population
         return run.model_copy(update={"pbt": run.pbt.model_copy(update=size)})
