@@ -21,7 +21,7 @@ setup: $(STAMP)  ## Create .venv with the pinned versions (a minute or two)
 demo: $(STAMP)  ## Train, backtest and report on the embedded market
 	@$(PY) -c "import torch; cuda = torch.version.cuda; \
 	  print('torch', torch.__version__.split('+')[0], f'(CUDA {cuda} build)' if cuda else '(CPU build)')"
-	@$(PY) -m pbt.launch
+	@$(PY) -m pbt.launch --preset demo
 
 test: export OMP_NUM_THREADS := 1
 test: $(STAMP)  ## Run all tests

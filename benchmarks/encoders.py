@@ -4,7 +4,7 @@
 
 Every round trains one update of each arm, rollouts and learner, on one thread; ratios are of medians over the rounds,
 in brackets the smallest and the largest ratio of one round. An arm is a network on a market of about 3,000 or 50,000
-training bars (the presets ``smoke`` and ``default``), with a number of accounts that start together. An update is
+training bars (the presets ``smoke`` and ``demo``), with a number of accounts that start together. An update is
 32,768 samples in 16 gradient steps, except in the arms ``.. per sample`` and their counterparts: naive evaluation of
 windows, in rollouts and update, needs a batch of 4,096 to fit into memory.
 """
@@ -49,7 +49,7 @@ class Arm:
 def _arms() -> dict[str, Arm]:
     arms: dict[str, Arm] = {}
     narrow = "network.hidden=[96, 32]"
-    for market, size in (("smoke", "3k"), ("default", "50k")):
+    for market, size in (("smoke", "3k"), ("demo", "50k")):
         plain = f"mlp {size}"
         for starts in (1, 8):
             together = f" x{starts}" if starts > 1 else ""

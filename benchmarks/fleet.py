@@ -4,7 +4,7 @@
 
 Costs are measured on this machine: the driver's with thin members under real Tune (minutes; ``--driver`` takes them
 from an earlier ``fleet_driver.parquet``), the members' from the frames of finished runs (``--run``; without, the preset
-``default`` is run, half its members for three generations, on one CPU and on two). Latency of the storage, losses of
+``demo`` is run, half its members for three generations, on one CPU and on two). Latency of the storage, losses of
 nodes and their replacement are assumptions, and flags. First the simulation (``benchmarks.fleet_model``) is held
 against the wall time of those runs and of the thin members. Then it predicts fleets of nodes with 16 slots
 (c6i.4xlarge) and with one, two members to a slot: the share of the slots' time that makes progress, what most of the
@@ -55,7 +55,7 @@ MEASURED = ("pbt.population=4", "pbt.iterations=9", "tracking.tensorboard=false"
 
 def measured_runs() -> dict[str, pd.DataFrame]:
     """The frame ``progress`` of a run of three generations on one CPU, and on two."""
-    return {f"{cpus} CPU": launched([*MEASURED, f"resources.cpus={cpus}"], preset="default")[0] for cpus in (1, 2)}
+    return {f"{cpus} CPU": launched([*MEASURED, f"resources.cpus={cpus}"], preset="demo")[0] for cpus in (1, 2)}
 
 
 def scaled(costs: Costs, mean: float) -> Costs:

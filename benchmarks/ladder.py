@@ -199,7 +199,7 @@ class Ladder:
         return hashlib.blake2b("|".join(parts).encode(), digest_size=6).hexdigest()
 
     def _config(self, row: Row, *where: str) -> RunConfig:
-        run = load_config(assignments=[*self.base, *row.assignments, *where])
+        run = load_config("demo", assignments=[*self.base, *row.assignments, *where])
         if not self.trained(row).learns:
             return run
         batch = run.env_steps_per_update

@@ -77,14 +77,14 @@ def training_run(seed: int, cost_bps: float, steps: int, mapping: str, assignmen
         "network.initial_log_std=0",
         *assignments,
     ]
-    run = load_config(assignments=settings)
+    run = load_config("demo", assignments=settings)
     updates = max(1, round(steps / run.env_steps_per_update))
     lengths = [
         f"synthetic.bars={run.split.burn + TRAIN_BARS + REST_BARS}",
         f"pbt.iterations={updates}",
         f"pbt.interval={updates}",
     ]
-    return load_config(assignments=[*settings, *lengths])
+    return load_config("demo", assignments=[*settings, *lengths])
 
 
 def train(run: RunConfig) -> tuple[Policy, PairMarket, dict[str, float]]:

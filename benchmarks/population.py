@@ -1,6 +1,6 @@
 """How well a population keeps the cores busy, measured from outside the run.
 
-``python -m benchmarks.population [--preset default] [--set a.b=value ...] [--starts 5] [--out FOLDER]``
+``python -m benchmarks.population [--preset demo] [--set a.b=value ...] [--starts 5] [--out FOLDER]``
 
 Runs ``python -m pbt.launch`` and looks at its processes through the operating system: CPU time and memory of the
 slot actors, memory of the driver and of the object store. CPU time counts from an actor's first environment step, the
@@ -179,7 +179,7 @@ def start_seconds(arguments: Sequence[str]) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="benchmarks.population", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--preset", default="default", help="preset of the run that is watched (default: default)")
+    parser.add_argument("--preset", default="demo", help="preset of the run that is watched (default: demo)")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", dest="assignments", help="any field")
     parser.add_argument("--starts", type=int, default=5, help="launches of smoke timed to their first gradient step")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder of the Parquet file")

@@ -27,6 +27,7 @@ from rayconf.sections import DataConfig
 
 TICKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9.^=-]{0,15}")
 HUB = re.compile(r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?/?")
+EXTENSIONS = (".csv", ".parquet")
 DATE_COLUMNS = ("date", "datetime", "timestamp")
 ALIASES = {"adjustedclose": "adjclose"}
 _DATE = re.compile(r"\d{4}([-/]?)\d\d\1\d\d(?:$|[T ])")
@@ -114,6 +115,21 @@ def resolve_directory(data: DataConfig, tickers: Sequence[str]) -> Path:
     if not folder.is_dir():
         raise UserError(f"data.dir: {location} is no directory; give a folder with one CSV or Parquet file per ticker")
     return folder
+
+
+def tickers_at(location: str) -> tuple[str, ...]:
+    """All tickers that a folder or the root of a hub dataset has a CSV or Parquet file of, sorted.
+
+    Raises:
+        UserError: There is no such folder or dataset.
+    """
+    if location.startswith("hf:"):
+        names = _hub_files(location)
+    else:
+        names = [file.name for file in resolve_directory(DataConfig(dir=location), ()).iterdir() if file.is_file()]
+    paths = [Path(name) for name in names if "/" not in name]
+    found = {path.stem for path in paths if path.suffix.lower() in EXTENSIONS}
+    return tuple(sorted(ticker for ticker in found if TICKER.fullmatch(ticker)))
 
 
 def load_bars(directory: Path, ticker: str, data: DataConfig) -> Bars:
@@ -222,7 +238,7 @@ def _check_ticker(ticker: str) -> None:
 def _find_file(directory: Path, ticker: str) -> Path:
     if not directory.is_dir():
         raise UserError(f"data.dir: {directory} is no directory; give a folder with one CSV or Parquet file per ticker")
-    files = sorted(x for x in directory.iterdir() if x.suffix.lower() in (".csv", ".parquet") and x.is_file())
+    files = sorted(x for x in directory.iterdir() if x.suffix.lower() in EXTENSIONS and x.is_file())
     found = [x for x in files if x.stem == ticker]
     if len(found) > 1:
         raise UserError(f"data.dir: {directory} has {' and '.join(x.name for x in found)}; keep one file per ticker")
@@ -235,21 +251,39 @@ def _find_file(directory: Path, ticker: str) -> Path:
     return found[0]
 
 
-def _fetch(location: str, tickers: Sequence[str]) -> Path:
+def _dataset(location: str) -> tuple[str, str | None]:
+    """Name and revision of a hub dataset."""
     match = HUB.fullmatch(location)
     if match is None:
         raise UserError(f"data.dir: {location!r} is no hub dataset; write hf://datasets/OWNER/NAME")
+    return match["repo"], match["revision"]
+
+
+def _unfetched(location: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return UserError(f"data.dir: {location}: cannot be fetched from the hub: {reason}")
+
+
+def _hub_files(location: str) -> list[str]:
+    repo, revision = _dataset(location)
+    from huggingface_hub import HfApi  # slow to import, and few runs need it
+
+    try:
+        return HfApi().list_repo_files(repo, repo_type="dataset", revision=revision)
+    except Exception as error:  # as in _fetch
+        raise _unfetched(location, error) from error
+
+
+def _fetch(location: str, tickers: Sequence[str]) -> Path:
+    repo, revision = _dataset(location)
     from huggingface_hub import snapshot_download  # slow to import, and few runs need it
 
     extensions = ("[cC][sS][vV]", "[pP][aA][rR][qQ][uU][eE][tT]")
     patterns = [f"{ticker}.{extension}" for ticker in tickers for extension in extensions]
     try:
-        folder = snapshot_download(
-            match["repo"], repo_type="dataset", revision=match["revision"], allow_patterns=patterns
-        )
+        folder = snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=patterns)
     except Exception as error:  # the hub raises unrelated types: HTTP, validation, offline, file system
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"data.dir: {location}: cannot be fetched from the hub: {reason}") from error
+        raise _unfetched(location, error) from error
     if not Path(folder).is_dir():
         raise UserError(f"data.dir: {location} has no CSV or Parquet file of {', '.join(tickers)} at its root")
     return Path(folder)

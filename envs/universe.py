@@ -6,7 +6,7 @@ from itertools import permutations
 
 import numpy as np
 
-from envs.bars import Bars, join_bars
+from envs.bars import Bars, join_bars, tickers_at
 from envs.forecasts import Forecasts
 from envs.market import MIN_TRAIN_BARS, Borders, PairMarket, build_market, common_borders, load_legs
 from envs.placebo import dealt
@@ -16,6 +16,29 @@ from rayconf.keys import derive_key
 from rayconf.run_config import RunConfig
 
 Legs = Mapping[str, tuple[Bars, Bars]]
+MOST_TICKERS = 32
+"""Tickers that ``universe.tickers=*`` may find: 992 ordered pairs."""
+
+
+def listed(run: RunConfig) -> RunConfig:
+    """The run with the tickers of its universe where its config only says that it wants all.
+
+    Raises:
+        UserError: The prices cannot be listed, or there are fewer than two tickers or too many.
+    """
+    if not run.universe.everything:
+        return run
+    if run.data.dir is None:
+        found = tuple(dict.fromkeys(ticker for pair in run.data.pairs for ticker in pair.split("/")))
+    else:
+        found = tickers_at(run.data.dir)
+    left = set(found) - set(run.universe.held_out)
+    if not 2 <= len(left) <= MOST_TICKERS:
+        raise UserError(
+            f"universe.tickers: '*' finds {len(left)} tickers in {run.data.dir}; list between 2 and {MOST_TICKERS} by "
+            "name, or more if the memory holds them"
+        )
+    return run.model_copy(update={"universe": run.universe.model_copy(update={"tickers": found})})
 
 
 def universe_pairs(run: RunConfig) -> tuple[str, ...]:
@@ -24,7 +47,7 @@ def universe_pairs(run: RunConfig) -> tuple[str, ...]:
     A pair in both orders is two markets: features and actions of the legs change places, a symmetry of trading that
     plain networks do not know.
     """
-    universe = run.universe
+    universe = listed(run).universe
     tickers = [ticker for ticker in universe.tickers if ticker not in universe.held_out]
     return tuple(dict.fromkeys([*("/".join(pair) for pair in permutations(tickers, 2)), *universe.pairs]))
 

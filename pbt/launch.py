@@ -42,7 +42,7 @@ ALIASES = {
     "base_checkpoint": "stages.base",
     "walk_forward": "split.walk_forward",
 }
-NEEDS_PRICES = ("log-pairs", "unseen")
+NEEDS_PRICES = ("log-pairs",)
 """Presets that say nothing on the embedded market."""
 MAY_DIFFER = (
     "resources.cpus",
@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     field.add_argument("--stages", metavar="A,B", help="stages.run: base,specialists,population (default: population)")
     field.add_argument("--base-checkpoint", metavar="RUN", help="stages.base: what to start from; also s3://, hf://")
     field.add_argument("--walk-forward", metavar="DATES", help="split.walk_forward: first dates of the tests, or N")
-    parser.add_argument("--preset", metavar="NAME", help="default, smoke, log-pairs, study, unseen (default: default)")
+    parser.add_argument("--preset", metavar="NAME", help="default, demo, smoke, log-pairs, study (default: default)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML over the preset, e.g. another run's config")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", dest="assignments", help="any field")
     parser.add_argument(
@@ -139,6 +139,7 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
     # A cluster is asked what it has when it is joined; a plan without it is this machine's.
     machine = machine_resources(config.resources) if args.address is None else None
 
+    from envs.universe import listed
     from envs.walk_forward import dated
     from pbt.base import find_base, kept_base
     from pbt.forecasts import Found, find_forecasts, kept_forecasts
@@ -152,7 +153,7 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
     forecasts = find_forecasts(config) if fresh else Found(kept_forecasts(config, directory))
     config = forecasts.recorded(config) if fresh else config
     base = find_base(config) if fresh else kept_base(config, directory)
-    config = dated(base.recorded(config))
+    config = listed(dated(base.recorded(config)))
     directory.identity = config.identity
     windows = windows_of(config, directory, base.scalers, forecasts.forecasts)
     working = _training(config, directory, args)
@@ -319,6 +320,7 @@ def _training(config: RunConfig, directory: "RunDir", args: argparse.Namespace) 
 
 def _resumed(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None) -> RunConfig:
     """The stored config, with what may change changed. Raises ``UserError`` naming any other difference."""
+    from envs.universe import listed
     from envs.walk_forward import dated
     from pbt.run_dir import RunDir
 
@@ -337,7 +339,7 @@ def _resumed(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None) ->
             assign(part, path, value)
             settings = merge(settings, part)
         wanted = build_config(settings)
-    wanted = dated(wanted)
+    wanted = listed(dated(wanted))
     different = _difference(stored.model_dump(), wanted.model_dump())
     if different is not None:
         path, old, new = different

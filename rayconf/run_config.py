@@ -137,7 +137,8 @@ class RunConfig(Section):
         for pair in self.universe.pairs:
             if not PAIR.fullmatch(pair) or len(set(pair.split("/"))) != 2:
                 raise ValueError(f"universe.pairs: {pair!r} is no pair; write two different tickers as AAA/BBB")
-        for ticker in (*self.universe.tickers, *self.universe.held_out):
+        tickers = () if self.universe.everything else self.universe.tickers
+        for ticker in (*tickers, *self.universe.held_out):
             if not PAIR.fullmatch(f"{ticker}/A"):
                 raise ValueError(f"universe: {ticker!r} is no ticker")
         if self.augment.noise and self.network.encoder != "mlp":

@@ -63,7 +63,8 @@ class UniverseConfig(Section):
     """
 
     tickers: Listed = ()
-    """All ordered pairs of these tickers: N (N - 1) markets, each pair in both orders."""
+    """All ordered pairs of these tickers: N (N - 1) markets, each pair in both orders. ``*``: all tickers that
+    ``data.dir`` has prices of, without one those of the run's pairs; written out when the run starts."""
     pairs: Listed = ()
     """Further pairs, each ``AAA/BBB``."""
     held_out: Listed = ()
@@ -74,10 +75,15 @@ class UniverseConfig(Section):
         """Whether there is one."""
         return bool(self.tickers or self.pairs)
 
+    @property
+    def everything(self) -> bool:
+        """Whether its tickers are still to be found."""
+        return self.tickers == ("*",)
+
     @model_validator(mode="after")
     def _consistent(self) -> "UniverseConfig":
         left = [ticker for ticker in self.tickers if ticker not in self.held_out]
-        if self.tickers and len(set(left)) < 2:
+        if self.tickers and not self.everything and len(set(left)) < 2:
             raise ValueError(f"tickers {list(self.tickers)} leave no pair beside held_out {list(self.held_out)}")
         for pair in self.pairs:
             if set(pair.split("/")) & set(self.held_out):

@@ -1,6 +1,7 @@
 """Universes and augmentation: what training episodes are drawn from, and that no later bar is in it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
@@ -14,9 +15,17 @@ from envs.features import lookback
 from envs.market import Borders, PairMarket, build_market, load_markets
 from envs.prior import PRIOR_COLUMNS
 from envs.training_bars import TrainingBars
-from envs.universe import histories, stationary_rows, universe_of, universe_pairs, with_universe
+from envs.universe import (
+    MOST_TICKERS,
+    histories,
+    listed,
+    stationary_rows,
+    universe_of,
+    universe_pairs,
+    with_universe,
+)
 from rayconf.errors import UserError
-from rayconf.loading import build_config
+from rayconf.loading import build_config, load_config
 from rayconf.run_config import RunConfig
 from tests.algos.conftest import small_run
 from tests.envs.conftest import make_bars, make_market, make_run, weekday_dates
@@ -160,3 +169,25 @@ def test_the_run_says_what_it_trains_on() -> None:
     rows = market.splits["train"].rows
     assert market.notes[-1] == f"universe: trains on {6 * rows:,} fills of 2 pairs and 4 resampled histories"
     assert market.training is not None
+
+
+def test_all_tickers_are_written_out(tmp_path: Path) -> None:
+    """``*`` is what the folder holds; on the embedded market, the tickers of the pairs."""
+    everything = ("universe.tickers=['*']",)
+    run = load_config("smoke", assignments=everything)
+    assert listed(run).universe.tickers == ("SYNA", "SYNB", "SYNC", "SYND")
+    assert universe_pairs(run) == universe_pairs(listed(run))
+    names = ("BBB.csv", "AAA.Parquet", "no_ticker.csv", "notes.txt")
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "CCC.csv").mkdir()
+    there = f"data.dir={tmp_path}"
+    found = listed(load_config("smoke", assignments=[*everything, there, "data.pairs=[AAA/BBB]"]))
+    assert found.universe.tickers == ("AAA", "BBB")
+    assert listed(found) is found
+    with pytest.raises(UserError, match=r"universe.tickers: '\*' finds 1 tickers in .*; list between 2 and 32 by name"):
+        listed(load_config("smoke", assignments=[*everything, there, "universe.held_out=[AAA]"]))
+    for number in range(MOST_TICKERS):
+        (tmp_path / f"T{number}.csv").touch()
+    with pytest.raises(UserError, match="finds 34 tickers"):
+        listed(load_config("smoke", assignments=[*everything, there]))

@@ -10,7 +10,7 @@ from pbt.search import draw, explore, initial_values
 from rayconf import load_config
 from rayconf.search import Range
 
-RUN = load_config("default", assignments=["seed=3"])
+RUN = load_config("demo", assignments=["seed=3"])
 REAL, NOISE = Gap(0.5, 0.2), Gap(0.1, 0.2)
 
 

@@ -21,14 +21,14 @@ from tests.commands import launch, tiny
     ],
 )
 def test_a_lone_pair_needs_whole_rounds(pairs: str, slots: int, rounds: float) -> None:
-    run = load_config("default", assignments=[f"data.pairs={pairs}"])
+    run = load_config("demo", assignments=[f"data.pairs={pairs}"])
     hours = training_hours(run, plan(run, Machine(slots)), Pace(1e4, 36.0, slots), slots)
     assert hours == pytest.approx(rounds * run.pbt.generations / 100)
 
 
 def test_prices_are_of_what_members_occupy() -> None:
     settings = ["resources.cpus_per_member=2", "resources.usd_per_cpu_hour=0.05", "resources.usd_per_gpu_hour=0.6"]
-    run = load_config("default", assignments=settings)
+    run = load_config("demo", assignments=settings)
     cluster = Machine(8, nodes=((8.0, 0.0),), joined=True)
     pace = Pace(1e4, 450.0, 4)  # 8 generations an hour
     speed, few, many = estimate_lines(run, plan(run, cluster), pace)
@@ -36,10 +36,10 @@ def test_prices_are_of_what_members_occupy() -> None:
     # 16 members x 8 generations x 450 s are 16 member-hours, of two CPUs each, wherever they are spent.
     assert "4.0 h of training on 4 slots, 32.00 CPU-hours; about $1.60" in few
     assert "60 min of training on 16 slots, 32.00 CPU-hours; about $1.60" in many
-    shared = load_config("default", assignments=[*settings, "resources.gpus_per_member=0.25"])
+    shared = load_config("demo", assignments=[*settings, "resources.gpus_per_member=0.25"])
     (_, line) = estimate_lines(shared, plan(shared, Machine(8, 1)), pace)
     assert "4.00 GPU-hours; about $2.40" in line
-    unpriced = load_config("default")
+    unpriced = load_config("demo")
     assert "set resources.usd_per_cpu_hour" in estimate_lines(unpriced, plan(unpriced, Machine(4)), pace)[1]
 
 

@@ -21,7 +21,7 @@ REAL, NOISE = Gap(0.5, 0.2), Gap(0.1, 0.2)
 
 
 def configured(*assignments: str) -> RunConfig:
-    return load_config("default", assignments=["seed=3", *assignments])
+    return load_config("demo", assignments=["seed=3", *assignments])
 
 
 def standings(run: RunConfig, scores: list[float], idle: tuple[int, ...] = ()) -> list[Standing]:

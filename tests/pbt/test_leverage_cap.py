@@ -99,4 +99,4 @@ def test_survivors_keep_the_cap_they_were_evaluated_with(ray_session: None, tmp_
         folder = export(run, directory, market, survivor, [{**start, "member": member, "parent_member": member}])
         assert Policy.load(folder).action_map == policy.action_map
         assert torch.equal(asked(Policy.load(folder)), asked(policy))
-        assert load_config("default", folder / "config.yaml").env.leverage_cap == policy.action_map.cap
+        assert load_config("demo", folder / "config.yaml").env.leverage_cap == policy.action_map.cap

@@ -23,7 +23,7 @@ SEARCH = {
     "rate": Range(path="optimizer.learning_rate", low=1e-5, high=1e-1),
     "tail": Range(path="env.cvar_weight", low=0.0, high=2.0, scale="linear", step=0.1),
 }
-RUN = load_config("default", assignments=["pbt.explore=pb2", "pbt.iterations=60"])
+RUN = load_config("demo", assignments=["pbt.explore=pb2", "pbt.iterations=60"])
 BEST = {"rate": 0.8, "tail": 0.3}
 
 

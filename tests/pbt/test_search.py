@@ -147,7 +147,7 @@ def test_whole_numbers_are_restored_in_the_config_and_survive_a_file(tmp_path: o
     assert run.env.leverage_cap is None
     written = tmp_path / "config.yaml"  # type: ignore[operator]
     written.write_text(run.to_yaml())
-    assert load_config("default", file=written) == run
+    assert load_config("demo", file=written) == run
     assert load_file(written)["search"]["rows"]["low"] is None
 
 

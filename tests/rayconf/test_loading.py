@@ -11,8 +11,8 @@ from rayconf.session import Machine, plan
 
 
 def test_presets_have_the_stated_sizes() -> None:
-    assert preset_names() == ["default", "log-pairs", "smoke", "study", "unseen"]
-    default = plan(load_config("default"), Machine(2))
+    assert preset_names() == ["default", "demo", "log-pairs", "smoke", "study"]
+    default = plan(load_config("demo"), Machine(2))
     assert default.env_steps == 2 * 8 * 8 * 3 * 32768
     assert (default.pairs, default.members, default.generations, default.batch) == (2, 16, 8, 32768)
     smoke = plan(load_config("smoke"), Machine(2))
@@ -30,7 +30,7 @@ def test_log_pairs_trades_on_the_terms_of_the_log() -> None:
     assert run.backtest.cost_bps == (1.0, 5.0)
 
 
-@pytest.mark.parametrize("preset", ["default", "log-pairs", "smoke", "study", "unseen"])
+@pytest.mark.parametrize("preset", ["default", "demo", "log-pairs", "smoke", "study"])
 def test_written_config_gives_the_same_config(preset: str, tmp_path: Path) -> None:
     run = load_config(preset, flags={"name": "a", "seed": 7}, assignments=["env.risk_measure=drawdown"])
     written = tmp_path / "config.yaml"
@@ -70,7 +70,7 @@ def test_round_trip_keeps_every_digit(
     assert run.optimizer.learning_rate == rate
     written = tmp_path_factory.mktemp("run") / "config.yaml"
     written.write_text(run.to_yaml())
-    assert load_config("default", file=written) == run
+    assert load_config("demo", file=written) == run
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_mistakes_are_refused_in_one_line(assignment: str, named: list[str]) -> 
 
 
 def test_wrong_presets_and_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"smok.*default, log-pairs, smoke"):
+    with pytest.raises(UserError, match=r"smok.*default, demo, log-pairs, smoke"):
         load_config("smok")
     with pytest.raises(UserError, match=r"none\.yaml"):
         load_config("smoke", file=tmp_path / "none.yaml")

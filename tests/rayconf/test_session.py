@@ -25,52 +25,52 @@ from rayconf.session import Machine, available_cpus, machine_resources, plan, st
     ],
 )
 def test_plan_counts_slots_and_what_waits(cpus: int, slots: int, idle: float, memory_mb: int) -> None:
-    found = plan(load_config("default"), Machine(cpus))
+    found = plan(load_config("demo"), Machine(cpus))
     assert (found.slots, found.memory_mb, found.updates) == (slots, memory_mb, 16 * 24)
     assert found.idle_share == pytest.approx(idle)
 
 
 def test_plan_shares_gpus_without_splitting_a_member() -> None:
-    third = load_config("default", assignments=["resources.gpus_per_member=0.4"])
+    third = load_config("demo", assignments=["resources.gpus_per_member=0.4"])
     assert plan(third, Machine(8, 2)).slots == 4  # two fit on each, not five on both
     assert plan(third, Machine(3, 2)).slots == 3
-    tenth = load_config("default", assignments=["resources.gpus_per_member=0.1"])
+    tenth = load_config("demo", assignments=["resources.gpus_per_member=0.1"])
     assert plan(tenth, Machine(64, 1)).slots == 10
-    quarter = load_config("default", assignments=["resources.gpus_per_member=0.25"])
+    quarter = load_config("demo", assignments=["resources.gpus_per_member=0.25"])
     assert [plan(quarter, Machine(cpus, 1)).slots for cpus in (2, 4, 16)] == [2, 4, 4]
     assert plan(quarter, Machine(64, 8)).slots == 16  # no more than there are members
-    whole = load_config("default", assignments=["resources.gpus_per_member=1"])
+    whole = load_config("demo", assignments=["resources.gpus_per_member=1"])
     assert [plan(whole, Machine(8, gpus)).slots for gpus in (1, 2)] == [1, 2]
     with pytest.raises(UserError, match=r"gpus_per_member 0\.4"):
         plan(third, Machine(8))
 
 
 def test_a_members_share_lies_on_one_node() -> None:
-    three = load_config("default", assignments=["resources.cpus_per_member=3"])
+    three = load_config("demo", assignments=["resources.cpus_per_member=3"])
     nodes = ((0.0, 0.0), (8.0, 0.0), (4.0, 2.0))
     cluster = Machine(12, 2, nodes=nodes, joined=True)
     assert cluster.slots(three.resources) == 3  # two on the one and one on the other, not four on both
-    half = load_config("default", assignments=["resources.cpus_per_member=0.5"])
+    half = load_config("demo", assignments=["resources.cpus_per_member=0.5"])
     assert cluster.slots(half.resources) == 24
-    mixed = load_config("default", assignments=["resources.cpus_per_member=3", "resources.gpus_per_member=0.5"])
+    mixed = load_config("demo", assignments=["resources.cpus_per_member=3", "resources.gpus_per_member=0.5"])
     assert cluster.slots(mixed.resources) == 1  # GPUs lie on the smaller node alone
     with pytest.raises(UserError, match=r"cpus_per_member"):
-        load_config("default", assignments=["resources.cpus_per_member=1.5"])
+        load_config("demo", assignments=["resources.cpus_per_member=1.5"])
 
 
 def test_a_cluster_is_asked_for_a_slot_per_member() -> None:
-    run = load_config("default")
+    run = load_config("demo")
     found = plan(run, Machine(2, nodes=((2.0, 0.0),), joined=True))
     assert (found.slots, found.wanted) == (2, 16)
     assert "2 of 16 that are asked for" in found.lines()[1]
-    bounded = load_config("default", assignments=["resources.cpus=6", "resources.cpus_per_member=2"])
+    bounded = load_config("demo", assignments=["resources.cpus=6", "resources.cpus_per_member=2"])
     assert wanted_slots(bounded.resources, 16) == 3
     assert plan(bounded, Machine(64, nodes=((64.0, 0.0),), joined=True)).slots == 3
     assert plan(run, Machine(2)).wanted == 2  # a single machine does not grow
 
 
 def test_plan_says_it_in_words() -> None:
-    text = "\n".join(plan(load_config("default"), Machine(3)).lines())
+    text = "\n".join(plan(load_config("demo"), Machine(3)).lines())
     for fact in ("16 (2 pairs x 8)", "3 training side by side", "11% idle", "12.6 M", "8 generations", "3.9 GB"):
         assert fact in text
     single = load_config("smoke", assignments=["data.pairs=[KO/PEP]", "pbt.interval=3"])
