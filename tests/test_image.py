@@ -77,4 +77,4 @@ def test_the_image_builds_and_what_it_installed_runs(tmp_path: Path) -> None:
     done = subprocess.run([python, "-c", code], cwd=image.here, env=image.env, capture_output=True, text=True)
     assert Path(done.stdout.strip()).is_relative_to(tmp_path / "venv"), done.stderr
     shutil.rmtree(tmp_path / "home" / "ray" / "build")
-    assert image.carry_out("RUN", "python -m pbt.launch --dry-run") == printed[-1]
+    assert image.carry_out("RUN", "python -m pbt.launch --preset demo --dry-run") == printed[-1]

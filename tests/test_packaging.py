@@ -98,7 +98,7 @@ def test_rooms_and_presets_come_from_the_wheel(installed: Path, tmp_path: Path) 
 
 
 def test_dry_run_from_an_empty_folder_writes_nothing(installed: Path, tmp_path: Path) -> None:
-    done = run(installed / "bin" / "python", "-m", "pbt.launch", "--dry-run", cwd=tmp_path)
+    done = run(installed / "bin" / "python", "-m", "pbt.launch", "--preset", "demo", "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "12.6 M" in done.stdout
     assert list(tmp_path.iterdir()) == []
@@ -106,11 +106,11 @@ def test_dry_run_from_an_empty_folder_writes_nothing(installed: Path, tmp_path: 
 
 def test_console_script_runs_beside_a_users_file_that_shadows_a_room(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "analysis.py").write_text("raise RuntimeError('imported')\n")
-    refused = run(installed / "bin" / "python", "-m", "pbt.launch", "--dry-run", cwd=tmp_path)
+    refused = run(installed / "bin" / "python", "-m", "pbt.launch", "--preset", "demo", "--dry-run", cwd=tmp_path)
     assert refused.returncode == 2
     assert str(tmp_path / "analysis.py") in refused.stderr
     assert "Traceback" not in refused.stderr
-    assert run(installed / "bin" / "pairpbt", "--dry-run", cwd=tmp_path).returncode == 0
+    assert run(installed / "bin" / "pairpbt", "--preset", "demo", "--dry-run", cwd=tmp_path).returncode == 0
     assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["analysis.py"]
 
 
