@@ -110,6 +110,19 @@ REGULARISED = (
 )
 SHUFFLED = ("data.placebo=shuffled_days",)
 HELD_OUT = ("universe.held_out=[AAPL, AMZN, MSFT]",)
+POPULATION = (
+    "pbt.pooled=true",
+    "pbt.archive_of=last",
+    "pbt.survivors=6",
+    "backtest.cost_bps=[]",
+    "resources.cpus=1",
+    "search={learning_rate: {path: optimizer.learning_rate, low: 1e-4, high: 1e-3},"
+    " dropout: {path: network.dropout, low: 0.2, high: 0.6, scale: logit},"
+    " weight_decay: {path: optimizer.weight_decay, low: 0.001, high: 0.1, step: 3},"
+    " turnover_penalty: {path: env.turnover_penalty, low: 0.05, high: 20, step: 3},"
+    " train_cost_bps: {path: env.train_cost_bps, low: 2, high: 20}}",
+)
+"""Six members side by side, whose last snapshots are the headline together, whatever the arm."""
 UNMET = ("AAPL/AMZN", "AMZN/MSFT")
 """Pairs of the benchmark whose legs are held out alike."""
 
@@ -138,6 +151,10 @@ ROWS = (
     Row("direct_augmented_ensemble", "ensemble", of="direct_augmented"),
     Row("direct_augmented_last_ensemble", "ensemble", snapshot="last", of="direct_augmented_last"),
     Row("direct_augmented_neutral", "universe", (*NEUTRAL, *DIRECT, *HISTORIES), "last", budget=24, looks=14),
+    *(
+        Row(f"direct_{arm}", "run", (*RESIDUAL, *DIRECT, *POPULATION, f"pbt.arm={arm}"), budget=6, looks=8, members=6)
+        for arm in ("pbt", "random", "fixed")
+    ),
     Row("met", "universe", BEST, "last", budget=24, looks=14, shown=UNMET),
     Row("held_out", "universe", (*BEST, *HELD_OUT), "last", budget=24, looks=14, shown=UNMET),
     Row("equal_weight_shuffled", "baseline", SHUFFLED, of="equal_weight"),
