@@ -240,5 +240,3 @@ def test_a_burn_in_that_the_longest_lag_leaves_no_features_is_refused() -> None:
     run = make_run({"augment": {"histories": 1, "lags": 20}})
     with pytest.raises(UserError, match=r"split\.burn: 252 is below \d+ = longest feature window plus longest lag"):
         build_market(PAIR, a, b, run, BORDERS)
-
-
