@@ -136,7 +136,7 @@ class BarActorCritic(ActorCritic):
             raise ValueError(f"the network reads {self.market.shape[1]} features, the market has {features.shape[1]}")
         before = np.zeros((self.encoder.window - 1, features.shape[1]), features.dtype)
         like = self.log_std
-        self.market = torch.tensor(np.concatenate((before, features)), dtype=like.dtype, device=like.device)
+        self.market = torch.from_numpy(np.concatenate((before, features))).to(like.device, like.dtype)
 
     def hidden_matrices(self) -> list[str]:
         """Names of the matrices between two hidden layers: not those that read features or account, nor the outputs."""

@@ -32,7 +32,7 @@ from analysis.timing import actor_times, first_gradient, time_line, time_split
 from benchmarks.throughput import cpu_name
 from pbt.run_dir import RunDir
 from rayconf.loading import build_config, load_file
-from rayconf.session import available_cpus
+from rayconf.session import available_cpus, store_mb
 
 EVERY = 0.2
 """Seconds between two looks at the processes."""
@@ -150,7 +150,7 @@ def figures(directory: RunDir, usage: Mapping[int, Usage]) -> list[dict[str, Any
         ("switch without waiting, p90", rebuilt.quantile(0.9), "s"),
         ("peak RSS, largest slot actor", max(usage[actor.pid].rss for actor in actors) / 1e6, "MB"),
         ("peak RSS, driver", driver.rss / 1e6, "MB"),
-        ("object store, set", run.resources.object_store_mb * 2**20 / 1e6, "MB"),
+        ("object store, set", store_mb(run.resources) * 2**20 / 1e6, "MB"),
         ("object store, peak in use", max(stores, default=0) / 1e6, "MB"),
         *((f"time in {part}", seconds, "actor s") for part, seconds in split.items()),
     ]

@@ -64,6 +64,10 @@ class Bars:
         prices = (self.open[rows], self.high[rows], self.low[rows], self.close[rows])
         return Bars(self.ticker, self.dates[rows], *prices, self.volume[rows])
 
+    def before(self, border: np.datetime64) -> "Bars":
+        """The bars that come before a date."""
+        return self.select(self.dates < border)
+
 
 @dataclass(frozen=True)
 class JoinReport:

@@ -1,8 +1,10 @@
 """The trainer's environment: N accounts replaying random training episodes, stepped as tensors."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -121,15 +123,12 @@ class BatchedPairTrading:
         numbered: bool = False,
         branchless: bool | None = None,
     ) -> None:
-        def tensor(array: object) -> Tensor:
-            return torch.tensor(array, dtype=dtype, device=device)
-
         self.num_envs = num_envs
         self._numbered = numbered
         self.observation_dim = (1 if numbered else market.features.shape[1]) + account_size(uses_drawdown(run))
         source = market.training or TrainingBars.of(market)
-        self._features = tensor(source.features)
-        self._bars = tensor(source.steps)  # one gather a step
+        self._features = _shared(source.features, dtype, device)
+        self._bars = torch.tensor(source.steps, dtype=dtype, device=device)  # one gather a step
         self._lag, self._map, self._leverage = run.env.lag, ActionMap.of(run), run.costs.leverage
         columns = prior_columns(market.scaler.names)
         self._prior = None if columns is None else self._features[:, columns].contiguous()
@@ -330,6 +329,16 @@ class BatchedPairTrading:
         self._view.reset_rows(done)
         self._seen = self._seen.masked_fill(done.unsqueeze(1), 0.0)
         return self._observe(self._seen)
+
+
+def _shared(array: np.ndarray, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """The array as a tensor to read; on the CPU and of the same type, in the memory where it lies.
+
+    The processes of a machine then share a universe, which lies read-only in Ray's object store.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.as_tensor(array, dtype=dtype, device=device)
 
 
 class _DrawsAhead:

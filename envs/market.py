@@ -341,7 +341,7 @@ def _first_other(trained: tuple[str, ...], here: tuple[str, ...]) -> str:
 
 
 def _check_lookback(run: RunConfig) -> None:
-    longest_lag = max(run.env.lag, *run.backtest.lags)
+    longest_lag = max(run.env.lag + run.augment.lags, *run.backtest.lags)
     need = lookback(run.features) - 1 + longest_lag
     if run.split.burn < need:
         raise UserError(f"split.burn: {run.split.burn} is below {need} = longest feature window plus longest lag")

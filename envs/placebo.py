@@ -43,14 +43,15 @@ def _order(bars: Bars, seed: int) -> np.ndarray:
     return np.concatenate((within, later[order]))
 
 
-def dealt(bars: Bars, rows: np.ndarray) -> Bars:
+def dealt(bars: Bars, rows: np.ndarray, factor: float = 1.0) -> Bars:
     """The same dates on which the days ``rows`` [T - 1] happen in turn, from the second on.
 
-    A day is what its bar did relative to the close before it, and its volume; ``rows`` are numbers of bars from 1.
+    A day is what its bar did relative to the close before it, in logarithms and times ``factor``, and its volume;
+    ``rows`` are numbers of bars from 1.
     """
     before = np.log(bars.close[rows - 1])
     opened, high, low, closed = (
-        np.log(prices[rows]) - before for prices in (bars.open, bars.high, bars.low, bars.close)
+        factor * (np.log(prices[rows]) - before) for prices in (bars.open, bars.high, bars.low, bars.close)
     )
     close = np.exp(np.log(bars.close[0]) + np.concatenate(([0.0], np.cumsum(closed))))
     start = np.log(close[:-1])

@@ -68,6 +68,11 @@ class TrainingBars:
         starts = [0, *(span.stop for span in self.spans[:-1])]
         return [Span(start, span.stop) for start, span in zip(starts, self.spans, strict=True)]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return self.features.nbytes + self.steps.nbytes + self.dates.nbytes
+
     def decisions(self, lag: int) -> list[Span]:
         """Of each market the decision bars ``start .. stop - 1`` whose fills lie in its span, from ``opens`` on."""
         found = [Span(span.start - lag, span.stop - 1 - lag) for span in self.spans]

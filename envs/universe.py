@@ -8,11 +8,10 @@ import numpy as np
 
 from envs.bars import Bars, join_bars, tickers_at
 from envs.forecasts import Forecasts
+from envs.histories import histories
 from envs.market import MIN_TRAIN_BARS, Borders, PairMarket, build_market, common_borders, load_legs
-from envs.placebo import dealt
 from envs.training_bars import TrainingBars
 from rayconf.errors import UserError
-from rayconf.keys import derive_key
 from rayconf.run_config import RunConfig
 
 Legs = Mapping[str, tuple[Bars, Bars]]
@@ -133,8 +132,10 @@ def universe_of(
     markets: list[PairMarket] = []
     left_out = []
     for pair, both in legs.items():
-        a, b = (_until(leg, borders.validation) for leg in both)
-        if not len(a) or not len(b) or len(join_bars(a, b)[0]) - 1 - run.split.burn < MIN_TRAIN_BARS:
+        a, b = (leg.before(borders.validation) for leg in both)
+        if len(a) and len(b):
+            a, b, _ = join_bars(a, b)
+        if min(len(a), len(b)) - 1 - run.split.burn < MIN_TRAIN_BARS:
             left_out.append(pair)
             continue
         markets.append(build_market(pair, a, b, run, borders, forecasts=forecasts, training_only=True))
@@ -152,33 +153,6 @@ def joined(markets: list[PairMarket], run: RunConfig) -> TrainingBars:
     """Their training spans, with what networks and lags read before them."""
     window = run.network.encoder_window if run.network.encoder not in ("mlp", "factored") else 1
     return TrainingBars.joined(markets, run.env.lag + window)
-
-
-def histories(market: PairMarket, a: Bars, b: Bars, run: RunConfig, borders: Borders) -> list[PairMarket]:
-    """Markets of resampled training spans: the stationary bootstrap (Politis and Romano 1994) of the days of both legs.
-
-    What both legs did on a day stays together, and so do ``augment.block`` days in a row on average. No bar from the
-    border of validation on is read. Features have the scale of the market itself.
-    """
-    a, b, _ = join_bars(_until(a, borders.validation), _until(b, borders.validation))
-    made = []
-    for number in range(run.augment.histories):
-        rng = np.random.default_rng(derive_key(run.seed, market.pair, "history", number))
-        rows = 1 + stationary_rows(rng, len(a) - 1, run.augment.block)
-        made.append(build_market(market.pair, dealt(a, rows), dealt(b, rows), run, borders, market.scaler))
-    return made
-
-
-def stationary_rows(rng: np.random.Generator, count: int, block: float) -> np.ndarray:
-    """[count] row numbers: runs of neighbours, circular, of geometric length with mean ``block``."""
-    fresh = rng.random(count) < 1 / block
-    fresh[0] = True
-    begun = np.maximum.accumulate(np.where(fresh, np.arange(count), 0))
-    return (rng.integers(count, size=count)[begun] + np.arange(count) - begun) % count
-
-
-def _until(bars: Bars, border: np.datetime64) -> Bars:
-    return bars.select(bars.dates < border)
 
 
 def _note(bars: TrainingBars, left_out: list[str]) -> str:

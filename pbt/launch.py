@@ -144,7 +144,7 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
     from pbt.base import find_base, kept_base
     from pbt.forecasts import Found, find_forecasts, kept_forecasts
     from pbt.run_dir import RunDir
-    from pbt.windows import windows_of
+    from pbt.windows import training_memory, windows_of
 
     fresh = not args.resume and not args.extend
     directory = RunDir(folder / (config.name or ""), mirror=runs.mirror(config.name or "") if runs else None)
@@ -157,8 +157,9 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
     directory.identity = config.identity
     windows = windows_of(config, directory, base.scalers, forecasts.forecasts)
     working = _training(config, directory, args)
+    held = training_memory(working, windows)
     if machine is not None:
-        plan(working, machine)  # raises: no member fits
+        plan(working, machine, held)  # raises: no member fits, or what it trains on does not
     if args.extend:
         from pbt.extension import check_features
 
@@ -181,7 +182,7 @@ def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None)
     try:
         if machine is not None:
             _open(args, config, working, directory, windows, base, forecasts, machine)
-        with start_ray(config.resources, args.address) as found:
+        with start_ray(config.resources, args.address, held.store) as found:
             if machine is None:  # a cluster that does not answer, or is not fit, leaves no run behind
                 found = fit_cluster(config, args.run_dir if runs else folder, found)
                 _open(args, config, working, directory, windows, base, forecasts, found)
@@ -222,7 +223,7 @@ def _open(
     from pbt.disk import keep_reserve
     from pbt.pipeline import begin, begin_extension
     from pbt.recovery import recover
-    from pbt.windows import plan_lines
+    from pbt.windows import plan_lines, training_memory
     from rayconf.session import plan
 
     if not args.resume and not args.extend:
@@ -246,7 +247,8 @@ def _open(
             print(f"warning    {line}")
     directory.push()
     keep_reserve(directory)
-    for line in (*plan(working, machine).lines(), *plan_lines(working, windows)):
+    planned = plan(working, machine, training_memory(working, windows))
+    for line in (*planned.lines(), *plan_lines(working, windows)):
         print(line, flush=True)
 
 

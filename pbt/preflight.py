@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pbt.search import space_lines
-from pbt.windows import Window, plan_lines
+from pbt.windows import Window, plan_lines, training_memory
 from rayconf.doctor import ensure_nodes
 from rayconf.nodes import bring_up_slots
 from rayconf.run_config import RunConfig
@@ -57,18 +57,19 @@ def describe(
         measured: Whether to train for some updates, in a Ray, for hours and cost.
     """
     estimate: Sequence[str] = ("time       add --measure to time a few updates, for hours and cost",)
+    held = training_memory(training, windows)
     if machine is not None and not measured:
-        planned = plan(training, machine)
+        planned = plan(training, machine, held)
     else:
-        with start_ray(run.resources, address) as found:
+        with start_ray(run.resources, address, held.store) as found:
             if measured:
                 from pbt.estimate import estimate_lines, measure  # with RLlib, which takes seconds
 
-                planned = plan(training, with_room(run, found))
+                planned = plan(training, with_room(run, found), held)
                 pace = measure(training, windows[-1].markets[training.data.pairs[0]], planned.slots)
                 estimate = estimate_lines(training, planned, pace)
             else:
-                planned = plan(training, found)
+                planned = plan(training, found, held)
     for line in (*planned.lines(), *estimate, *plan_lines(training, windows)):
         print(line)
     print("search space")

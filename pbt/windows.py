@@ -18,6 +18,10 @@ from envs.walk_forward import load_windows
 from pbt.manifest import Population
 from pbt.run_dir import RunDir
 from rayconf.run_config import RunConfig
+from rayconf.session import TrainingMemory
+
+ROW_BYTES = 48
+"""Of a row that an environment holds for itself: its step and prior, float32, and two bar numbers."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,25 @@ def windows_of(
         Window(walk.run, directory.in_window(walk.number), with_universe(walk.markets, walk.run, forecasts))
         for walk in load_windows(run, forecasts)
     )
+
+
+def training_memory(run: RunConfig, windows: Sequence[Window]) -> TrainingMemory:
+    """What holds a universe or resampled histories of the pairs of ``run``, window after window.
+
+    The driver has those of all windows, and those that it is building twice. A slot has of every row what an
+    environment computes from it, with ``algo: direct`` the learner's too; networks that look bars up, runner's and
+    learner's, have their own features.
+    """
+    trained = [[window.markets[pair].training for pair in run.data.pairs] for window in windows]
+    found = [{id(bars): bars for bars in of_window if bars is not None} for of_window in trained]
+    each = [sum(bars.nbytes for bars in distinct.values()) for distinct in found]
+    environments, networks = 2 if run.algo == "direct" else 1, 0 if run.network.encoder == "mlp" else 2
+    slots = [
+        len(bars.features) * environments * ROW_BYTES + networks * bars.features.nbytes
+        for distinct in found
+        for bars in distinct.values()
+    ]
+    return TrainingMemory(*(-(-size // 2**20) for size in (sum(each) + max(each), max(each), max(slots, default=0))))
 
 
 def numbered(table: pa.Table, number: int) -> pa.Table:

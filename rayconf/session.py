@@ -5,6 +5,7 @@ Ray and torch are imported only where they are used, so that a config can be rea
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -22,6 +23,10 @@ from rayconf.sections import ResourcesConfig
 NAMESPACE = "pairpbt"
 DRIVER_MB = 1000
 SLOT_MB = 800
+STORE_MB = 512
+"""Object store of a run that names none, for all but what policies train on."""
+STORE_SHARE = 0.75
+"""Share of a named object store that may hold what policies train on."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,18 @@ class Machine:
         """Members that fit at once; a member's CPUs, and its share of a GPU, lie on one node."""
         nodes = self.nodes or ((self.cpus, self.gpus),)
         return sum(_slots_on(resources, cpus, gpus) for cpus, gpus in nodes)
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """MiB that hold what policies train on, where that is more than their pair's own span."""
+
+    driver: int = 0
+    """In the driver, which builds it."""
+    store: int = 0
+    """In the object store, once per machine for all that train there."""
+    slot: int = 0
+    """In each slot, beside what it reads from the object store."""
 
 
 @dataclass(frozen=True)
@@ -67,26 +84,40 @@ class Plan:
     """Share of the slots' time spent waiting where one pair trains alone."""
     memory_mb: int
     """Estimated memory of driver, slots and object store in MB."""
+    training: TrainingMemory
+    """What of it holds a universe or resampled histories."""
 
     def lines(self) -> tuple[str, ...]:
         """The plan as text, one fact a line."""
         each = self.members // self.pairs
         more = f" of {self.wanted} that are asked for" if self.wanted > self.slots else ""
+        held, shared = self.training, ""
+        if held.store:
+            shared = (
+                f"; what is trained on takes {held.store:,} MB of the object store, which all slots read, and "
+                f"{held.slot:,} MB more in each"
+            )
         return (
             f"members    {self.members} ({self.pairs} {_plural('pair', self.pairs)} x {each})",
             f"slots      {self.slots}{more} training side by side; "
             f"{self.idle_share:.0%} idle where one pair trains alone",
             f"steps      {self.env_steps / 1e6:.1f} M ({self.generations} {_plural('generation', self.generations)}, "
             f"{self.updates} updates of {self.batch:,})",
-            f"memory     about {self.memory_mb / 1000:.1f} GB",
+            f"memory     about {self.memory_mb / 1000:.1f} GB{shared}",
         )
 
 
-def plan(run: RunConfig, machine: Machine) -> Plan:
+def plan(run: RunConfig, machine: Machine, training: TrainingMemory = TrainingMemory()) -> Plan:
     """What ``run`` will do on a machine or cluster.
 
+    Args:
+        run: The run.
+        machine: Where.
+        training: What holds that which its policies train on.
+
     Raises:
-        UserError: when not a single member fits on this machine; a cluster without room may grow.
+        UserError: when not a single member fits on this machine (a cluster without room may grow), or what policies
+            train on does not fit the object store.
     """
     members = len(run.data.pairs) * run.pbt.population
     slots = min(members, machine.slots(run.resources))
@@ -95,6 +126,12 @@ def plan(run: RunConfig, machine: Machine) -> Plan:
             f"resources: no member fits on {machine.cpus} CPUs and {machine.gpus:g} GPUs; a member needs "
             f"resources.cpus_per_member {run.resources.cpus_per_member:g} and resources.gpus_per_member "
             f"{run.resources.gpus_per_member:g} on one node"
+        )
+    named = run.resources.object_store_mb
+    if named is not None and not machine.joined and training.store > STORE_SHARE * named:
+        raise UserError(
+            f"resources.object_store_mb: {named} cannot hold the {training.store} MiB that policies train on; set it "
+            f"to {math.ceil(training.store / STORE_SHARE)} or more, or to null"
         )
     wanted = wanted_slots(run.resources, members) if machine.joined else slots
     slots = min(slots, wanted)
@@ -111,8 +148,17 @@ def plan(run: RunConfig, machine: Machine) -> Plan:
         batch=batch,
         env_steps=updates * batch,
         idle_share=1 - run.pbt.population / (rounds * (slots or wanted)),
-        memory_mb=DRIVER_MB + slots * SLOT_MB + run.resources.object_store_mb,
+        memory_mb=DRIVER_MB
+        + training.driver
+        + slots * (SLOT_MB + training.slot)
+        + store_mb(run.resources, training.store),
+        training=training,
     )
+
+
+def store_mb(resources: ResourcesConfig, held: int = 0) -> int:
+    """MiB of the object store of a Ray that starts here, ``held`` of which are for what policies train on."""
+    return STORE_MB + held if resources.object_store_mb is None else resources.object_store_mb
 
 
 def wanted_slots(resources: ResourcesConfig, members: int) -> int:
@@ -198,12 +244,12 @@ def offered(lost: Container[str] = ()) -> Machine:
 
 
 @contextlib.contextmanager
-def start_ray(resources: ResourcesConfig, address: str | None = None) -> Iterator[Machine]:
+def start_ray(resources: ResourcesConfig, address: str | None = None, held: int = 0) -> Iterator[Machine]:
     """Ray for the length of a ``with`` block; shut down on every way out, also on Ctrl-C and SIGTERM.
 
     Without ``address`` Ray starts here with ``resources``, even where ``RAY_ADDRESS`` or another Ray invites
-    it to join; with one, it joins that cluster. Within the block SIGTERM raises ``SystemExit(143)``. Yields the
-    CPUs and GPUs that Ray has.
+    it to join; with one, it joins that cluster. Its object store has room for ``held`` MiB to train on. Within the
+    block SIGTERM raises ``SystemExit(143)``. Yields the CPUs and GPUs that Ray has.
 
     Raises:
         UserError: when a GPU is asked for and there is none, the dashboard is and not installed, or no Ray answers at
@@ -229,7 +275,7 @@ def start_ray(resources: ResourcesConfig, address: str | None = None) -> Iterato
                     address="local",
                     num_cpus=machine.cpus,
                     num_gpus=int(machine.gpus),
-                    object_store_memory=resources.object_store_mb * 2**20,
+                    object_store_memory=store_mb(resources, held) * 2**20,
                     include_dashboard=resources.dashboard,
                     log_to_driver=False,
                     logging_level=logging.ERROR,

@@ -99,10 +99,30 @@ class AugmentConfig(Section):
     stationary bootstrap."""
     block: Annotated[float, Field(ge=1)] = 63.0
     """Mean length in bars of the runs of days that stay together."""
+    volatility: Annotated[float, Field(ge=1, le=10)] = 1.0
+    """Each resampled history's log moves, within days too and alike for both legs, are multiplied by one number, drawn
+    log-uniformly from 1 / this to this. Most features are measured in volatilities and stay; costs, financing and a
+    prior's target weigh more or less against the moves."""
+    aggregation: Annotated[float, Field(ge=1, le=5)] = 1.0
+    """Temporal aggregation: bars of a resampled history are joined in runs, of a mean length drawn log-uniformly from 1
+    to this, so that it moves faster; less where 252 bars of training, or two bars a session, would not be left. Open of
+    the first, highest high, lowest low, close of the last, volume and time added up. Nothing slows a history down: bars
+    between bars would be made up."""
+    lags: Annotated[int, Field(ge=0)] = 0
+    """A resampled history has 0 to this many bars more of lag than ``env.lag``, drawn evenly: its features are of so
+    many bars earlier, the account is seen as it is."""
     noise: NonNegative = 0.0
     """Standard deviation of Gaussian noise on standardised features, drawn anew for each step; not on a prior."""
     cost_factor: Annotated[float, Field(ge=1)] = 1.0
     """An episode's trading cost is ``env.train_cost_bps`` times a number drawn evenly from 1 to this."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "AugmentConfig":
+        for name in ("volatility", "aggregation", "lags"):
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default and not self.histories:
+                raise ValueError(f"{name} {value:g} varies resampled histories; set histories to 1 or more")
+        return self
 
 
 class ForecastConfig(Section):

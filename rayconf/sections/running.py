@@ -148,8 +148,8 @@ class ResourcesConfig(Section):
     """CPUs that a training member occupies: a share of one, or whole ones."""
     gpus_per_member: Fraction = 0.0
     """Share of a GPU per member; 0 trains on CPU."""
-    object_store_mb: Annotated[int, Field(ge=80)] = 512
-    """Size of Ray's object store in MiB."""
+    object_store_mb: Annotated[int, Field(ge=80)] | None = None
+    """Size of Ray's object store in MiB; null: 512, and what a universe or resampled histories take of it."""
     torch_threads: Count = 1
     """Torch threads per member."""
     usd_per_cpu_hour: NonNegative | None = None

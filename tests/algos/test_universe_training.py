@@ -16,6 +16,9 @@ def test_a_policy_trains_on_a_universe(build: Callable[..., PairPPO], encoder: s
         "universe.pairs=SYNC/SYND,SYNE/SYNF",
         "env.mapping=residual",
         "augment.histories=1",
+        "augment.volatility=2",
+        "augment.aggregation=1.5",
+        "augment.lags=1",
     )
     states = []
     for extra in ((), (), ("universe.pairs=SYNC/SYND",)):

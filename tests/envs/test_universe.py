@@ -12,18 +12,11 @@ from hypothesis import given, settings
 from envs.bars import Bars
 from envs.batched import BatchedPairTrading
 from envs.features import lookback
+from envs.histories import histories, stationary_rows
 from envs.market import Borders, PairMarket, build_market, load_markets
 from envs.prior import PRIOR_COLUMNS
 from envs.training_bars import TrainingBars
-from envs.universe import (
-    MOST_TICKERS,
-    histories,
-    listed,
-    stationary_rows,
-    universe_of,
-    universe_pairs,
-    with_universe,
-)
+from envs.universe import MOST_TICKERS, listed, universe_of, universe_pairs, with_universe
 from rayconf.errors import UserError
 from rayconf.loading import build_config, load_config
 from rayconf.run_config import RunConfig
