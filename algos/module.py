@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from algos.activation import FastTanh
 from algos.distribution import SquashedGaussian
+from algos.legs import MeanOverLegs, SharedLegs
 from rayconf.keys import torch_seed
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": FastTanh, "silu": nn.SiLU}
@@ -52,7 +53,9 @@ class ActorCritic(TorchRLModule, ValueFunctionAPI):
     cheap and finite (see ``SquashedGaussian``).
 
     ``model_config``: ``hidden`` widths, ``activation``, ``initial_log_std``, ``policy_gain``, the scale of the actor's
-    output layer, and ``key``, from which the weights are drawn.
+    output layer, and ``key``, from which the weights are drawn. With ``swap``, that of the observation's legs, the legs
+    share their weights (``algos.legs``): the mean action and the value know no order of the legs, while the
+    exploration's ``log_std`` stays one per leg.
     """
 
     def setup(self) -> None:
@@ -61,10 +64,12 @@ class ActorCritic(TorchRLModule, ValueFunctionAPI):
         inputs = self.observation_space.shape[0]
         hidden = tuple(config["hidden"])
         generator = torch.Generator().manual_seed(torch_seed(config["key"], "weights"))
-        self.pi: nn.Module = perceptron(
-            (inputs, *hidden, ACTION_DIM), config["activation"], config["policy_gain"], generator
-        )
-        self.vf: nn.Module = perceptron((inputs, *hidden, 1), config["activation"], 1.0, generator)
+        swap = config.get("swap")
+        outputs = ACTION_DIM if swap is None else 1
+        pi = perceptron((inputs, *hidden, outputs), config["activation"], config["policy_gain"], generator)
+        vf = perceptron((inputs, *hidden, 1), config["activation"], 1.0, generator)
+        self.pi: nn.Module = pi if swap is None else SharedLegs(pi, swap)
+        self.vf: nn.Module = vf if swap is None else MeanOverLegs(vf, swap)
         self.log_std = nn.Parameter(torch.full((ACTION_DIM,), float(config["initial_log_std"])))
         self.action_dist_cls = SquashedGaussian
 
