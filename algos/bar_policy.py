@@ -140,5 +140,5 @@ def build_policy(weights: Mapping[str, Tensor], run: RunConfig, feature_names: S
         return Policy.from_weights(
             weights, activation=network.activation, action_map=action_map, feature_names=feature_names
         )
-    described = network.model_dump(mode="json", exclude={"dropout", "legs"})
+    described = network.model_dump(mode="json", exclude={"dropout", "layer_norm", "legs"})
     return BarPolicy(weights, described, action_map=action_map, feature_names=feature_names)

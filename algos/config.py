@@ -257,6 +257,7 @@ class PairPPOConfig(PPOConfig):
         config = {
             "hidden": tuple(network["hidden"]),
             "activation": network["activation"],
+            "layer_norm": network["layer_norm"],
             "initial_log_std": network["initial_log_std"],
             "policy_gain": 0.0 if self.env_config["run"]["env"]["mapping"] == "residual" else POLICY_GAIN,
             "key": self.stream_key,

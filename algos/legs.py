@@ -53,7 +53,8 @@ class MeanOverLegs(SharedLegs):
 def doubled(weights: Mapping[str, Tensor], swap: Swap) -> dict[str, Tensor]:
     """The parameters of an actor with shared legs as those of a plain perceptron of twice the width.
 
-    The first layer is g's over g's with swapped columns, the later ones are block-diagonal.
+    The first layer is g's over g's with swapped columns, the later ones are block-diagonal. A norm stays as it is: one
+    narrower than its layer norms each half by itself (``algos.policy.Policy``).
 
     Args:
         weights: Parameters of ``ActorCritic`` by name; only the actor's are used.
@@ -64,6 +65,8 @@ def doubled(weights: Mapping[str, Tensor], swap: Swap) -> dict[str, Tensor]:
     for name, p in weights.items():
         if name == "pi.0.weight":
             plain[name] = _both_orders(p, index, sign)
+        elif _of_norm(name):
+            plain[name] = p
         elif name.startswith("pi."):
             plain[name] = p.repeat(2) if p.ndim == 1 else torch.block_diag(p, p)
     return plain
@@ -71,10 +74,19 @@ def doubled(weights: Mapping[str, Tensor], swap: Swap) -> dict[str, Tensor]:
 
 def folded(plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What ``doubled`` made the parameters of."""
-    return {
-        name: p[: len(p) // 2] if p.ndim == 1 or name == "pi.0.weight" else p[: len(p) // 2, : p.shape[1] // 2]
-        for name, p in plain.items()
-    }
+    weights = {}
+    for name, p in plain.items():
+        if _of_norm(name):
+            weights[name] = p
+        elif p.ndim == 1 or name == "pi.0.weight":
+            weights[name] = p[: len(p) // 2]
+        else:
+            weights[name] = p[: len(p) // 2, : p.shape[1] // 2]
+    return weights
+
+
+def _of_norm(name: str) -> bool:
+    return name.startswith("pi.") and name.count(".") == 3
 
 
 def _both_orders(weight: Tensor, index: Tensor, sign: Tensor) -> Tensor:

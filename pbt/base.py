@@ -213,7 +213,7 @@ def _check(run: RunConfig, folder: Path, base: RunConfig) -> None:
 
 def _fields(run: RunConfig) -> Sequence[str]:
     """Paths of what the meaning of weights depends on."""
-    network = ["hidden", "activation", "legs", "encoder"]
+    network = ["hidden", "activation", "layer_norm", "legs", "encoder"]
     if run.network.encoder not in ("mlp", "factored"):
         network += ["encoder_window", "encoder_width"]
     if run.network.encoder == "transformer":

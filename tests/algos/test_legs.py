@@ -85,12 +85,12 @@ def test_one_pass_is_the_network_asked_about_each_order(hidden: list[int]) -> No
 
 
 @pytest.mark.parametrize("env", ENVS)
-@pytest.mark.parametrize("activation", ["tanh", "silu"])
+@pytest.mark.parametrize(("activation", "layer_norm"), [("tanh", False), ("silu", False), ("tanh", True)])
 def test_the_policy_is_the_networks_mean_action_and_swaps_with_the_legs(
-    env: str, activation: str, monkeypatch: pytest.MonkeyPatch
+    env: str, activation: str, layer_norm: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("algos.policy.round_targets", lambda target: target)
-    run = run_for(env, activation=activation)
+    run = run_for(env, activation=activation, layer_norm=layer_norm)
     net, seen = network_for(run), observations(run, 48)
     policy = build_policy(dict(net.named_parameters()), run, CHANGES)
 
@@ -121,7 +121,7 @@ def test_windows_of_the_swapped_market_earn_the_same(env: str) -> None:
 SHARED = "network.legs=shared"
 SETTINGS = [
     ("algo=direct", "direct.windows=16", "direct.window_bars=12", "direct.burn_bars=3", "network.dropout=0.3"),
-    ("optimizer.kind=muon_mix", "optimizer.encoder_lr_factor=0.5", "network.dropout=0.3"),
+    ("network.layer_norm=true", "optimizer.kind=muon_mix", "optimizer.encoder_lr_factor=0.5", "network.dropout=0.3"),
 ]
 
 
