@@ -13,8 +13,11 @@ from torch import Tensor
 
 from algos.bar_network import Branch
 from algos.encoders import build_encoder
+from algos.legs import doubled
 from algos.module import ACTION_DIM, ACTIVATIONS
 from algos.policy import Policy, read_action_map
+from envs.batched import observation_names
+from envs.legs import swap_legs
 from envs.mapping import ActionMap
 from rayconf.run_config import RunConfig
 
@@ -123,15 +126,19 @@ class BarPolicy(Policy):
 def build_policy(weights: Mapping[str, Tensor], run: RunConfig, feature_names: Sequence[str]) -> Policy:
     """The deterministic policy of an actor's weights, by the names of the run's network.
 
+    Where the legs share their weights it is a plain perceptron of twice the width.
+
     Args:
         weights: Parameters by name; only the actor's are used.
         run: Its network, and what actions ask for.
         feature_names: Names of the market features, in order.
     """
     network, action_map = run.network, ActionMap.of(run)
+    if network.legs == "shared":
+        weights = doubled(weights, swap_legs(observation_names(feature_names, run)))
     if network.encoder == "mlp":
         return Policy.from_weights(
             weights, activation=network.activation, action_map=action_map, feature_names=feature_names
         )
-    described = network.model_dump(mode="json", exclude={"dropout"})
+    described = network.model_dump(mode="json", exclude={"dropout", "layer_norm", "legs"})
     return BarPolicy(weights, described, action_map=action_map, feature_names=feature_names)

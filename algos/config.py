@@ -17,6 +17,8 @@ from algos.evaluation import evaluate_on_validation
 from algos.learner import PairPPOLearner
 from algos.markets import market_for
 from algos.module import ACTION_DIM, POLICY_GAIN, ActorCritic
+from envs.batched import observation_names
+from envs.legs import swap_legs
 from rayconf.errors import UserError
 from rayconf.keys import derive_key
 from rayconf.loading import load_config
@@ -255,10 +257,13 @@ class PairPPOConfig(PPOConfig):
         config = {
             "hidden": tuple(network["hidden"]),
             "activation": network["activation"],
+            "layer_norm": network["layer_norm"],
             "initial_log_std": network["initial_log_std"],
             "policy_gain": 0.0 if self.env_config["run"]["env"]["mapping"] == "residual" else POLICY_GAIN,
             "key": self.stream_key,
         }
+        if network["legs"] == "shared":
+            config["swap"] = swap_legs(observation_names(market_for(self.env_config).scaler.names, self.run))
         if network["encoder"] == "mlp":
             return RLModuleSpec(module_class=ActorCritic, model_config=config)
         config |= {name: value for name, value in network.items() if name.startswith("encoder")}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from algos.activation import FastTanh
 from algos.distribution import SquashedGaussian
+from algos.legs import MeanOverLegs, SharedLegs
 from rayconf.keys import torch_seed
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": FastTanh, "silu": nn.SiLU}
@@ -21,8 +22,12 @@ POLICY_GAIN = 0.01
 """Scale of the actor's output layer: an untrained policy stays near cash. One that corrects a prior starts at 0."""
 
 
-def perceptron(sizes: Sequence[int], activation: str, output_gain: float, generator: torch.Generator) -> nn.Sequential:
+def perceptron(
+    sizes: Sequence[int], activation: str, output_gain: float, generator: torch.Generator, layer_norm: bool = False
+) -> nn.Sequential:
     """A multilayer perceptron with orthogonal weights and zero biases, drawn from ``generator`` alone.
+
+    Linear layers stand at even places, what makes hidden units of their sums at odd ones.
 
     Args:
         sizes: Widths from the input to the output.
@@ -30,6 +35,7 @@ def perceptron(sizes: Sequence[int], activation: str, output_gain: float, genera
         output_gain: Gain of the last layer; the others use the square root of two (Andrychowicz et al. 2021).
         generator: Source of the weights. Layers are created without torch's own initialisation, which would
             draw from the global generator.
+        layer_norm: Norm the sums of each hidden layer (Ba, Kiros and Hinton 2016) before the nonlinearity.
     """
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(pairwise(sizes)):
@@ -39,7 +45,8 @@ def perceptron(sizes: Sequence[int], activation: str, output_gain: float, genera
         nn.init.zeros_(linear.bias)
         layers.append(linear)
         if not last:
-            layers.append(ACTIVATIONS[activation]())
+            activate = ACTIVATIONS[activation]()
+            layers.append(nn.Sequential(nn.LayerNorm(outputs), activate) if layer_norm else activate)
     return nn.Sequential(*layers)
 
 
@@ -52,7 +59,9 @@ class ActorCritic(TorchRLModule, ValueFunctionAPI):
     cheap and finite (see ``SquashedGaussian``).
 
     ``model_config``: ``hidden`` widths, ``activation``, ``initial_log_std``, ``policy_gain``, the scale of the actor's
-    output layer, and ``key``, from which the weights are drawn.
+    output layer, and ``key``, from which the weights are drawn; ``layer_norm`` for norms in the hidden layers. With
+    ``swap``, that of the observation's legs, the legs share their weights (``algos.legs``): the mean action and the
+    value know no order of the legs, while the exploration's ``log_std`` stays one per leg.
     """
 
     def setup(self) -> None:
@@ -61,10 +70,13 @@ class ActorCritic(TorchRLModule, ValueFunctionAPI):
         inputs = self.observation_space.shape[0]
         hidden = tuple(config["hidden"])
         generator = torch.Generator().manual_seed(torch_seed(config["key"], "weights"))
-        self.pi: nn.Module = perceptron(
-            (inputs, *hidden, ACTION_DIM), config["activation"], config["policy_gain"], generator
-        )
-        self.vf: nn.Module = perceptron((inputs, *hidden, 1), config["activation"], 1.0, generator)
+        swap = config.get("swap")
+        activation, norm = config["activation"], config.get("layer_norm", False)
+        outputs = ACTION_DIM if swap is None else 1
+        pi = perceptron((inputs, *hidden, outputs), activation, config["policy_gain"], generator, norm)
+        vf = perceptron((inputs, *hidden, 1), activation, 1.0, generator, norm)
+        self.pi: nn.Module = pi if swap is None else SharedLegs(pi, swap)
+        self.vf: nn.Module = vf if swap is None else MeanOverLegs(vf, swap)
         self.log_std = nn.Parameter(torch.full((ACTION_DIM,), float(config["initial_log_std"])))
         self.action_dist_cls = SquashedGaussian
 
@@ -74,8 +86,9 @@ class ActorCritic(TorchRLModule, ValueFunctionAPI):
         return torch.cat((loc, self.log_std.expand_as(loc)), dim=-1)
 
     def encoder_parameters(self) -> set[str]:
-        """Names of the parameters that read the market: here, without an encoder, the first layers."""
-        return {name for name, _ in self.named_parameters() if name.startswith(("pi.0.", "vf.0."))}
+        """Names of the parameters that read the market: here, without an encoder, the first layers, norms included."""
+        first = ("pi.0.", "pi.1.", "vf.0.", "vf.1.")
+        return {name for name, _ in self.named_parameters() if name.startswith(first)}
 
     def hidden_layers(self) -> list[nn.Module]:
         """The nonlinearities whose outputs are the hidden units of actor and critic."""

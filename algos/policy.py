@@ -1,6 +1,7 @@
 """Policies as evaluation, backtest and trading use them: deterministic, float64, equal to the bit everywhere."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import layer_norm
 
 from envs.mapping import ActionMap, round_targets
 from envs.prior import prior_columns
@@ -49,6 +51,11 @@ class Policy:
         action_map: What actions ask for.
         feature_names: Names of the market features, in order.
         account_columns: Columns of the account, the last inputs; default: all inputs that are not features.
+        norms: Weight [W] and bias [W] of the layer norm of each hidden layer, before its nonlinearity, which norms
+            every W consecutive sums by themselves; empty: none.
+
+    Raises:
+        ValueError: If the norms do not fit the layers.
     """
 
     def __init__(
@@ -59,29 +66,39 @@ class Policy:
         action_map: ActionMap,
         feature_names: Sequence[str],
         account_columns: int | None = None,
+        norms: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:
         self.activation, self.action_map = activation, action_map
         self.feature_names = tuple(feature_names)
         self.prior_at = prior_columns(self.feature_names)
-        self._layers = [(w.detach().cpu().double(), b.detach().cpu().double()) for w, b in layers]
+        self._layers, self._norms = (
+            [(w.detach().cpu().double(), b.detach().cpu().double()) for w, b in pairs] for pairs in (layers, norms)
+        )
+        widths = [len(b) for _, b in self._layers]
+        stretches = [len(weight) for weight, _ in norms]
+        fits = zip(widths[:-1], stretches, strict=True) if norms else ()
+        if any(not stretch or width % stretch for width, stretch in fits):
+            raise ValueError(f"norms of widths {stretches} do not fit layers of {widths}")
         self.inputs = self._layers[0][0].shape[1]
         self.account_columns = self.inputs - len(self.feature_names) if account_columns is None else account_columns
         logistic = activation == "tanh"
         self._activate = torch.sigmoid_ if logistic else _silu_
         folded = []
+        doubled = logistic and not norms  # where a logistic function follows; a norm doubles what leaves it
         for i, (weight, bias) in enumerate(self._layers):
             if i and logistic:  # its inputs are 2 s - 1 of the logistic s
                 weight, bias = 2 * weight, bias - weight.sum(dim=1)
-            if logistic or i == len(self._layers) - 1:  # sums are doubled where a logistic function follows
+            if doubled or i == len(self._layers) - 1:
                 weight, bias = 2 * weight, 2 * bias
             folded.append((weight.t().contiguous().unsqueeze(0), bias))
         (first, self._bias), *self._later = folded
-        self._scale = 2.0 if logistic or len(folded) == 1 else 1.0
+        self._scale = 2.0 if doubled or len(folded) == 1 else 1.0
+        self._normed = [(2 * w, 2 * b) if logistic else (w, b) for w, b in self._norms]
         markets = self.inputs - self.account_columns
         self._market, self._account = first[:, :markets].contiguous(), first[:, markets:].contiguous()
         self.width = len(self._bias)
         """Sums of the first layer, H."""
-        widest = max(markets, *(len(b) for _, b in self._layers))
+        widest = max(markets, *widths)
         self._rows = max(1, ELEMENTS // (widest * BLOCK)) * BLOCK
 
     @classmethod
@@ -94,9 +111,11 @@ class Policy:
         feature_names: Sequence[str],
     ) -> "Policy":
         """From the parameters of ``ActorCritic`` by name; only the actor's are used."""
-        numbers = sorted(int(name.split(".")[1]) for name in weights if name.startswith("pi.") and "weight" in name)
+        numbers = sorted(int(name.split(".")[1]) for name in weights if re.fullmatch(r"pi\.\d+\.weight", name))
         layers = [(weights[f"pi.{i}.weight"], weights[f"pi.{i}.bias"]) for i in numbers]
-        return cls(layers, activation=activation, action_map=action_map, feature_names=feature_names)
+        after = [f"pi.{i + 1}.0" for i in numbers if f"pi.{i + 1}.0.weight" in weights]
+        norms = [(weights[f"{place}.weight"], weights[f"{place}.bias"]) for place in after]
+        return cls(layers, activation=activation, action_map=action_map, feature_names=feature_names, norms=norms)
 
     def decide(self, features: Tensor, account: Tensor) -> Tensor:
         """Target weights [B, 2] float64 for features [B, F] and the account's view [B, A], both float64.
@@ -132,7 +151,9 @@ class Policy:
 
     def _actions(self, sums: Tensor, account: Tensor) -> Tensor:
         hidden = _blocks(account, self._account).add_(sums)
-        for weight, bias in self._later:
+        for i, (weight, bias) in enumerate(self._later):
+            if self._normed:
+                hidden = _norm(hidden, *self._normed[i])
             hidden = _blocks(self._activate(hidden), weight).add_(bias)
         return hidden.sigmoid_().mul_(2).sub_(1)
 
@@ -141,6 +162,8 @@ class Policy:
         named: dict[str, Tensor] = {}
         for i, (weight, bias) in enumerate(self._layers):
             named |= {f"pi.{2 * i}.weight": weight, f"pi.{2 * i}.bias": bias}
+        for i, (weight, bias) in enumerate(self._norms):
+            named |= {f"pi.{2 * i + 1}.0.weight": weight, f"pi.{2 * i + 1}.0.bias": bias}
         return named
 
     def save(self, folder: Path) -> None:
@@ -149,6 +172,8 @@ class Policy:
         tensors: dict[str, Tensor] = {}
         for i, (weight, bias) in enumerate(self._layers):
             tensors[f"{i}.weight"], tensors[f"{i}.bias"] = weight.contiguous(), bias.contiguous()
+        for i, (weight, bias) in enumerate(self._norms):
+            tensors[f"norm.{i}.weight"], tensors[f"norm.{i}.bias"] = weight, bias
         save_file(tensors, folder / "policy.safetensors")
         (folder / "policy.json").write_text(json.dumps(self._description(), indent=2) + "\n")
 
@@ -167,14 +192,18 @@ class Policy:
             from algos.bar_policy import BarPolicy  # stands on this module
 
             return BarPolicy.restore(about, tensors)
-        layers = [(tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(len(tensors) // 2)]
+        count = len(about.get("norms", ()))
+        layers = [(tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(len(tensors) // 2 - count)]
+        norms = [(tensors[f"norm.{i}.weight"], tensors[f"norm.{i}.bias"]) for i in range(count)]
         policy = cls(
             layers,
             activation=about["activation"],
             action_map=read_action_map(about),
             feature_names=about["feature_names"],
+            norms=norms,
         )
-        if about["network"] != policy._description()["network"]:
+        described = policy._description()
+        if about["network"] != described["network"] or about.get("norms") != described.get("norms"):
             raise ValueError(f"{folder}: policy.json and policy.safetensors describe different networks")
         return policy
 
@@ -183,6 +212,7 @@ class Policy:
             "schema": SCHEMA,
             "network": [self.inputs, *(len(b) for _, b in self._layers)],
             "activation": self.activation,
+            **({"norms": [len(w) for w, _ in self._norms]} if self._norms else {}),
             **{_RENAMED.get(name, name): value for name, value in asdict(self.action_map).items()},
             "account_columns": self.account_columns,
             "feature_names": list(self.feature_names),
@@ -230,6 +260,11 @@ def mean_target(targets: Sequence[Tensor], shares: Sequence[float] | None) -> Te
     for other in others:
         total = total + other
     return round_targets(total / len(targets) if shares is None else total)
+
+
+def _norm(sums: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Layer norm of sums [B, H], each stretch as wide as the weight [W] by itself."""
+    return layer_norm(sums.unflatten(1, (-1, len(weight))), weight.shape, weight, bias).flatten(1)
 
 
 def _silu_(x: Tensor) -> Tensor:

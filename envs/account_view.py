@@ -97,6 +97,11 @@ def account_columns(weights: Tensor, leverage: float, depth: Tensor | None = Non
     return torch.cat((view, (depth.clamp(max=DRAWDOWN_BOUND) / DRAWDOWN_BOUND).unsqueeze(1)), dim=1)
 
 
+def account_names(drawdown: bool) -> tuple[str, ...]:
+    """Names of the account columns of an observation, in their order."""
+    return ("a_weight", "b_weight", "drawdown") if drawdown else ("a_weight", "b_weight")
+
+
 def account_size(drawdown: bool) -> int:
     """Number of account columns in an observation."""
-    return 3 if drawdown else 2
+    return len(account_names(drawdown))

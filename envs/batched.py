@@ -1,7 +1,7 @@
 """The trainer's environment: N accounts replaying random training episodes, stepped as tensors."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from envs import ledger
-from envs.account_view import AccountView, account_size
+from envs.account_view import AccountView, account_names, account_size
 from envs.ledger import Account, Fill, Terms
 from envs.mapping import ActionMap
 from envs.market import PairMarket
@@ -51,6 +51,11 @@ def uses_drawdown(run: RunConfig) -> bool:
 def observation_dim(market: PairMarket, run: RunConfig) -> int:
     """Number of observation columns: market features, then the account."""
     return market.features.shape[1] + account_size(uses_drawdown(run))
+
+
+def observation_names(features: Sequence[str], run: RunConfig) -> tuple[str, ...]:
+    """Names of the observation columns: those of the market's features, then the account's."""
+    return (*features, *account_names(uses_drawdown(run)))
 
 
 class Reward:

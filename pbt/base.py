@@ -165,12 +165,16 @@ def base_state(run: RunConfig, market: PairMarket, folder: Path) -> State:
     Raises:
         UserError: If the weights are those of another network.
     """
+    from algos.legs import folded
     from algos.policy import Policy
     from pbt.generation import untrained_state
 
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     state = untrained_state(run, market, BASE)
-    for name, weight in Policy.load(folder).actor_parameters().items():
+    actor = Policy.load(folder).actor_parameters()
+    if run.network.legs == "shared":
+        actor = folded(actor)
+    for name, weight in actor.items():
         fresh = state.get(f"module/{name}")
         if fresh is None or fresh.shape != weight.shape:
             raise UserError(f"{folder}: {name} of shape {tuple(weight.shape)} has no place in the run's network")
@@ -209,7 +213,7 @@ def _check(run: RunConfig, folder: Path, base: RunConfig) -> None:
 
 def _fields(run: RunConfig) -> Sequence[str]:
     """Paths of what the meaning of weights depends on."""
-    network = ["hidden", "activation", "encoder"]
+    network = ["hidden", "activation", "layer_norm", "legs", "encoder"]
     if run.network.encoder not in ("mlp", "factored"):
         network += ["encoder_window", "encoder_width"]
     if run.network.encoder == "transformer":

@@ -168,6 +168,8 @@ class RunConfig(Section):
         self._check_terms()
         if self.forecasts.wanted and self.augment.histories:
             raise ValueError("augment.histories: resampled histories have no forecasts; set 0, or leave forecasts out")
+        if self.network.legs == "shared" and self.forecasts.wanted:
+            self._check_mirrored()
         for field in ("min_gain", "max_overfitting"):
             if getattr(self.pbt, field) is not None and self.env.mapping != "residual":
                 raise ValueError(f"pbt.{field}: falls back to a prior, which env.mapping residual alone has")
@@ -182,6 +184,16 @@ class RunConfig(Section):
             if paths.count(space.path) > 1:
                 raise ValueError(f"search.{name}.path: {space.path!r} is moved by two names; keep one")
         return self
+
+    def _check_mirrored(self) -> None:
+        """Forecasts for legs that share their weights: each needs the one it becomes when the legs are swapped."""
+        series, quantiles = self.forecasts.series, self.forecasts.quantiles
+        if ("a" in series) != ("b" in series):
+            raise ValueError(f"forecasts.series: {list(series)} must name both legs or none with network.legs shared")
+        if "spread" in series and {f"{q:g}" for q in quantiles} != {f"{1 - q:g}" for q in quantiles}:
+            raise ValueError(
+                f"forecasts.quantiles: {list(quantiles)} must hold 1 - q for each q with network.legs shared"
+            )
 
     def _check_terms(self) -> None:
         """What a member's terms of trading may be beside the real ones."""

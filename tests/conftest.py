@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# no test is one of speed, whatever else the machine does
-settings.register_profile("no-deadline", parent=settings.default, deadline=None)
-settings.load_profile("no-deadline")
-
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import torch
+
+# no test is one of speed, whatever else the machine does
+settings.register_profile("no-deadline", parent=settings.default, deadline=None)
+settings.load_profile("no-deadline")
 
 ROOT = Path(__file__).resolve().parents[1]
 

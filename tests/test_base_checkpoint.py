@@ -163,6 +163,8 @@ MISTAKES: Mapping[str, tuple[list[str], str]] = {
     "other pairs": (["RUN", "--pairs", "SYNA/SYNB,A/B"], r"has no survivor of A/B; leave them out of --pairs"),
     "width": (["RUN", "--set", "network.hidden=[16, 8]"], r"network\.hidden: \[16, 8\] does not fit .* \[16, 16\]"),
     "activation": (["RUN", "--set", "network.activation=silu"], r"network\.activation: silu .* with tanh"),
+    "norms": (["RUN", "--set", "network.layer_norm=true"], r"network\.layer_norm: True does not fit .* with False"),
+    "legs": (["RUN", "--set", "network.legs=shared"], r"network\.legs: shared does not fit .* with joint"),
     "encoder": (["RUN", "--set", "network.encoder=conv"], r"network\.encoder: conv does not fit .* with mlp"),
     "window": (["RUN", "--set", "features.volatility_window=42"], r"features\.volatility_window: 42 .* with 21"),
     "features": (["RUN", "--set", "features.calendar=false"], r"features\.calendar: False .* with True"),

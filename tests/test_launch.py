@@ -262,7 +262,7 @@ MISTAKES = {
     "missing directory": (["--data-dir", "nowhere", "--pairs", "GOOD/FINE"], r"nowhere"),
     "typo in a pair": (["--pairs", "GOOD-FINE"], r"'GOOD-FINE' is no pair; write .* AAA/BBB"),
     "path in a ticker": (["--pairs", "../GOOD/FINE"], r"is no pair"),
-    "unknown preset": (["--preset", "smok"], r"--preset: 'smok' is unknown; choose one of default, demo, log-pairs, smoke"),
+    "unknown preset": (["--preset", "smok"], r"--preset: 'smok' is unknown; choose one of default, demo, log-pairs"),
     "unknown field": (["--set", "ppo.gama=0.9"], r"'ppo.gama' is no field .*0\.9.*did you mean ppo\.gamma"),
     "wrong type": (["--set", "ppo.num_envs=many"], r"ppo\.num_envs: .*integer.*'many'"),
     "negative cost": (["--set", "costs.commission_bps=-1"], r"costs\.commission_bps: .*greater than or equal to 0.*-1"),

@@ -58,6 +58,13 @@ class NetworkConfig(Section):
     """Widths of the hidden layers; with an encoder the layers after it, and the account enters at the last one."""
     activation: Literal["tanh", "silu"] = "tanh"
     """Nonlinearity of the hidden layers, and of ``conv`` and ``transformer``."""
+    layer_norm: bool = False
+    """Norm the sums of each hidden layer to mean 0 and variance 1, with learned scale and shift, before the
+    nonlinearity. Needs encoder ``mlp``."""
+    legs: Literal["joint", "shared"] = "joint"
+    """``joint``: one network reads both legs and has an action for each; ``shared``: one is asked about each leg as if
+    it were the first, so that swapping the legs of an observation swaps the actions and leaves the value alone. The
+    hedge ratio, whose image is unknown, stays in place. Needs encoder ``mlp``."""
     initial_log_std: float = -0.5
     """Initial log standard deviation of the action before squashing."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -82,8 +89,14 @@ class NetworkConfig(Section):
     def _shapes(self) -> "NetworkConfig":
         if self.dropout and not self.hidden:
             raise ValueError(f"dropout {self.dropout} needs hidden with at least one layer")
+        if self.layer_norm and (not self.hidden or min(self.hidden) < 2):
+            raise ValueError(f"layer_norm needs hidden layers of two or more units, not {list(self.hidden)}")
         if self.encoder == "mlp":
             return self
+        if self.layer_norm:
+            raise ValueError(f"layer_norm needs encoder mlp; {self.encoder} has none between market and account")
+        if self.legs == "shared":
+            raise ValueError(f"legs shared needs encoder mlp; {self.encoder} reads a bar once for both legs")
         if not self.hidden:
             raise ValueError(
                 f"hidden must name at least one layer with encoder {self.encoder}: the account enters there"

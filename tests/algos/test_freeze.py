@@ -8,7 +8,7 @@ import torch
 from algos.pair_ppo import PairPPO
 
 ENCODERS = {
-    "mlp": {"pi.0.weight", "pi.0.bias", "vf.0.weight", "vf.0.bias"},
+    "mlp": {f"{layer}.{kind}" for layer in ("pi.0", "pi.1.0", "vf.0", "vf.1.0") for kind in ("weight", "bias")},
     "factored": {"pi.trunk.0.weight", "pi.trunk.0.bias", "vf.trunk.0.weight", "vf.trunk.0.bias"},
     "gru": {
         f"{encoder}.{layer}.{kind}"
@@ -22,6 +22,7 @@ ENCODERS = {
 @pytest.mark.parametrize(("encoder", "kind"), [("mlp", "muon_mix"), ("factored", "adamw"), ("gru", "muon_mix")])
 def test_frozen_bytes(build: Callable[..., PairPPO], encoder: str, kind: str) -> None:
     settings = [f"network.encoder={encoder}", "network.encoder_window=5", "network.encoder_width=8"]
+    settings += [f"network.layer_norm={encoder == 'mlp'}"]
     settings += ["network.hidden=[16, 16, 16]", f"optimizer.kind={kind}", "optimizer.weight_decay=0.1"]
     algorithm = build(*settings)
     algorithm.train()

@@ -18,10 +18,17 @@ FEATURES, ACCOUNT = 19, 2
 
 
 def make(
-    seed: int = 0, hidden: tuple[int, ...] = (32, 24), activation: str = "tanh", mapping: str = "direct"
+    seed: int = 0,
+    hidden: tuple[int, ...] = (32, 24),
+    activation: str = "tanh",
+    mapping: str = "direct",
+    layer_norm: bool = False,
 ) -> Policy:
     g = torch.Generator().manual_seed(seed)
-    net = perceptron((FEATURES + ACCOUNT, *hidden, 2), activation, 1.0, g)
+    net = perceptron((FEATURES + ACCOUNT, *hidden, 2), activation, 1.0, g, layer_norm)
+    for name, p in net.named_parameters():
+        if name.count(".") == 2:  # a norm's scale and shift
+            p.data += 0.3 * torch.randn(p.shape, generator=g)
     weights = {f"pi.{name}": p for name, p in net.named_parameters()}
     names = [f"f{i}" for i in range(FEATURES)]
     return Policy.from_weights(weights, activation=activation, action_map=ActionMap(mapping, 1.5), feature_names=names)
@@ -33,9 +40,12 @@ def rows(count: int, seed: int = 1) -> tuple[Tensor, Tensor]:
     return draw[:, :FEATURES], draw[:, FEATURES:]
 
 
-@pytest.mark.parametrize(("hidden", "activation"), [((32, 24), "tanh"), ((13,), "silu"), ((64, 64), "silu")])
-def test_batch_size_changes_nothing_to_the_bit(hidden: tuple[int, ...], activation: str) -> None:
-    policy = make(hidden=hidden, activation=activation)
+@pytest.mark.parametrize(
+    ("hidden", "activation", "layer_norm"),
+    [((32, 24), "tanh", False), ((13,), "silu", False), ((64, 64), "silu", False), ((33, 24), "tanh", True)],
+)
+def test_batch_size_changes_nothing_to_the_bit(hidden: tuple[int, ...], activation: str, layer_norm: bool) -> None:
+    policy = make(hidden=hidden, activation=activation, layer_norm=layer_norm)
     features, account = rows(200)
     whole = policy.decide(features, account)
 
@@ -48,23 +58,31 @@ def test_batch_size_changes_nothing_to_the_bit(hidden: tuple[int, ...], activati
     check()
 
 
-def test_without_rounding_batch_size_changes_nothing_either(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_without_rounding_batch_size_changes_nothing_either(layer_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounding must not be what hides a difference: the network's own output is equal."""
     monkeypatch.setattr("algos.policy.round_targets", lambda target: target.clone())
-    policy = make(hidden=(64, 64))
+    policy = make(hidden=(64, 64), layer_norm=layer_norm)
     features, account = rows(130)
     whole = policy.decide(features, account)
     for count in (1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 63, 64, 65, 127):
         assert torch.equal(policy.decide(features[:count], account[:count]), whole[:count])
 
 
-def test_decision_is_the_networks_mean_action_mapped_and_rounded() -> None:
-    policy = make(mapping="neutral")
+@pytest.mark.parametrize("activation", ["tanh", "silu"])
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_decision_is_the_networks_mean_action_mapped_and_rounded(activation: str, layer_norm: bool) -> None:
+    policy = make(mapping="neutral", activation=activation, layer_norm=layer_norm)
     features, account = rows(9)
     x = torch.cat((features, account), dim=1)
     for i, (weight, bias) in enumerate(policy._layers):
         x = x @ weight.t() + bias
-        x = torch.tanh(x) if i < 2 else x
+        if layer_norm and i < 2:
+            scale, shift = policy._norms[i]
+            x = x - x.mean(1, keepdim=True)
+            x = x / (x.square().mean(1, keepdim=True) + 1e-5).sqrt() * scale + shift
+        if i < 2:
+            x = torch.tanh(x) if activation == "tanh" else x * torch.sigmoid(x)
     action = torch.tanh(x)
     tilt = 1.5 * (action[:, 0] - action[:, 1]) / 4
     target = policy.decide(features, account)
@@ -96,9 +114,9 @@ def test_decisions_do_not_remember_earlier_rows() -> None:
     assert torch.equal(policy.decide(features, account), first)
 
 
-@pytest.mark.parametrize("activation", ["tanh", "silu"])
-def test_saved_policy_decides_equally_to_the_bit(tmp_path: Path, activation: str) -> None:
-    policy = make(activation=activation)
+@pytest.mark.parametrize(("activation", "layer_norm"), [("tanh", False), ("silu", False), ("tanh", True)])
+def test_saved_policy_decides_equally_to_the_bit(tmp_path: Path, activation: str, layer_norm: bool) -> None:
+    policy = make(activation=activation, layer_norm=layer_norm)
     policy.save(tmp_path / "p")
     loaded = Policy.load(tmp_path / "p")
     assert torch.equal(loaded.decide(*rows(70)), policy.decide(*rows(70)))
@@ -112,6 +130,11 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "policy.json").write_text(json.dumps({**about, "network": [1, 2, 3]}))
     with pytest.raises(ValueError, match="different networks"):
         Policy.load(tmp_path)
+    make(layer_norm=True).save(tmp_path)
+    (tmp_path / "policy.json").write_text(json.dumps({**about, "norms": [16, 24]}))
+    with pytest.raises(ValueError, match="different networks"):
+        Policy.load(tmp_path)
+    make().save(tmp_path)
     (tmp_path / "policy.json").write_text(json.dumps({**about, "schema": 99}))
     with pytest.raises(ValueError, match="schema"):
         Policy.load(tmp_path)

@@ -205,6 +205,8 @@ def test_wrong_presets_and_files_are_refused(tmp_path: Path) -> None:
         ),
         (["network.encoder=factored", "network.hidden=[]"], "hidden must name at least one layer"),
         (["network.encoder=lstm"], "network.encoder"),
+        (["network.encoder=gru", "network.layer_norm=true"], "layer_norm needs encoder mlp; gru has none"),
+        (["network.hidden=[8, 1]", "network.layer_norm=true"], "layer_norm needs hidden layers of two or more units"),
         (["network.encoder_window=1"], "network.encoder_window"),
     ],
 )
