@@ -19,6 +19,8 @@ Calendar: ``day_sin``, ``day_cos`` (day of the week), ``days_since_bar`` and, in
 the time since the session's first bar (so that daylight saving does not move them).
 
 Last, with ``prior``, the weights of a rule, ``prior_a`` and ``prior_b``, which no scaler touches: see ``envs.prior``.
+
+``envs.legs`` knows what each column becomes when the legs change places.
 """
 
 from collections.abc import Callable
