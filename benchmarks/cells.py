@@ -32,6 +32,7 @@ from pbt.baselines import TEXTBOOK, baseline_targets, fit_z_score
 from pbt.generation import enter, evaluate, initial_key, train_generation, training_key
 from pbt.run_dir import member_name
 from pbt.simulator import Batch
+from pbt.survivors import write_policy
 from pbt.terms import BASE, Scenario, base_scenario
 from rayconf.run_config import RunConfig
 
@@ -228,7 +229,7 @@ def _keep(
     if learned is not None:
         learned.generations.to_parquet(temporary / "fitness.parquet", index=False)
         for name, policy in learned.policies.items():
-            policy.save(temporary / name)
+            write_policy(temporary / name, policy, market_of(job.run, pair), job.run)  # as a base for others
     try:
         temporary.rename(folder)
     except OSError:

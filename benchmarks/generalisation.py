@@ -67,6 +67,12 @@ class Benchmark:
             if row.kind == "ensemble":
                 members = {pair: tuple(self.cell(source, fold, pair, s) for s in self.seeds(source)) for pair in group}
             run = self.ladder.run(source, fold, group, seed)
+            if row.kind == "run" and row.of:
+                base = self.ladder.row(row.of)
+                members = {pair: (self.cell(base, fold, pair, seed),) for pair in group}
+                ((start,),) = members.values()
+                stages = run.stages.model_copy(update={"base": str((start / base.policy).resolve())})
+                run = run.model_copy(update={"stages": stages})
             if not row.learns:  # what nobody trains on need not be built
                 run = run.model_copy(update={"universe": UniverseConfig(), "augment": AugmentConfig()})
             jobs.append(Job(row, fold.name, run, cells, members, tuple(splits)))
@@ -101,12 +107,12 @@ def measure(
 
     task = ray.remote(num_cpus=1)(work)
     count = 0
-    for row in sorted(rows, key=lambda row: row.kind == "ensemble"):
+    for row in sorted(rows, key=lambda row: row.kind in ("run", "ensemble")):  # on others' cells
         todo = [job for job in benchmark.jobs(row, splits) if not job.done]
         for job in todo:
             missing = [cell for cells in job.members.values() for cell in cells if not cell.is_dir()]
             if missing:
-                raise UserError(f"--rows: {row.name} averages the seeds of {row.of}, of which some are missing; add it")
+                raise UserError(f"--rows: {row.name} needs the cells of {row.of}, of which some are missing; add it")
         if todo and "test" in splits:
             benchmark.look(row, "evaluation", sum(len(job.cells) for job in todo))
         running = {task.remote(job): job for job in todo}

@@ -62,8 +62,8 @@ class Row:
     """``baseline``: no learning, a policy of ``pbt.baselines`` by the name ``of``; ``pair``: a learner per pair, fold
     and seed; ``universe``: a learner per fold and seed that trains on all ordered pairs of all tickers, selected on the
     mean fitness of the run's pairs and evaluated on each; ``run``: a whole run per fold and seed by ``pbt.launch``, on
-    the same universe, whose headline is evaluated; ``ensemble``: the mean of target weights over the seeds of the row
-    ``of``."""
+    the same universe, whose headline is evaluated; where it is ``of`` a row, one per pair, fold and seed, on the pair
+    alone and from that row's policy; ``ensemble``: the mean of target weights over the seeds of the row ``of``."""
     assignments: tuple[str, ...] = ()
     """Over ``BASE``; ``path=value``."""
     snapshot: Literal["best", "last"] = "best"
@@ -93,7 +93,7 @@ class Row:
     @property
     def together(self) -> bool:
         """Whether one training serves all pairs."""
-        return self.kind in ("universe", "run")
+        return self.kind in ("universe", "run") and not self.of
 
 
 RESIDUAL = ("env.mapping=residual", "features.prior=vol_target", "env.reach=0.25")
@@ -122,7 +122,23 @@ POPULATION = (
     " turnover_penalty: {path: env.turnover_penalty, low: 0.05, high: 20, step: 3},"
     " train_cost_bps: {path: env.train_cost_bps, low: 2, high: 20}}",
 )
-"""Six members side by side, whose last snapshots are the headline together, whatever the arm."""
+"""Members of one population, whose last snapshots are the headline together, whatever the arm."""
+ARM = (*RESIDUAL, *DIRECT, *POPULATION)
+ENCODER = ("network.encoder=conv", "network.encoder_window=20", "network.encoder_width=16")
+PRETRAINED = ("stages.run=[base, population]", "stages.epochs=4")
+LEASH = (
+    "stages.base=.",  # a cell's, whichever it is
+    "optimizer.pull=0.01",
+    "optimizer.learning_rate=3e-5",
+    "direct.windows=64",
+    "pbt.arm=fixed",
+    "pbt.fitness_over=base",
+    "pbt.min_gain=0",
+    "pbt.archive_of=last",
+    "backtest.cost_bps=[]",
+    "resources.cpus=1",
+)
+"""Few steps at a tenth of the learning rate, kept where validation gains more than its error."""
 UNMET = ("AAPL/AMZN", "AMZN/MSFT")
 """Pairs of the benchmark whose legs are held out alike."""
 
@@ -152,9 +168,20 @@ ROWS = (
     Row("direct_augmented_last_ensemble", "ensemble", snapshot="last", of="direct_augmented_last"),
     Row("direct_augmented_neutral", "universe", (*NEUTRAL, *DIRECT, *HISTORIES), "last", budget=24, looks=14),
     *(
-        Row(f"direct_{arm}", "run", (*RESIDUAL, *DIRECT, *POPULATION, f"pbt.arm={arm}"), budget=6, looks=8, members=6)
+        Row(f"direct_{arm}", "run", (*ARM, f"pbt.arm={arm}"), budget=6, looks=8, members=6)
         for arm in ("pbt", "random", "fixed")
     ),
+    Row("direct_encoder", "run", (*ARM, "pbt.arm=fixed", *ENCODER), budget=6, looks=8, members=2),
+    Row("direct_base", "run", (*ARM, "pbt.arm=fixed", *ENCODER, *PRETRAINED), budget=6, looks=8, members=2),
+    Row(
+        "direct_base_apart",
+        "run",
+        (*ARM, "pbt.arm=fixed", *ENCODER, *PRETRAINED, "stages.share=0.5"),
+        budget=6,
+        looks=8,
+        members=2,
+    ),
+    Row("leashed", "run", (*BEST, *LEASH), of="direct_augmented_last", budget=2, members=2),
     Row("met", "universe", BEST, "last", budget=24, looks=14, shown=UNMET),
     Row("held_out", "universe", (*BEST, *HELD_OUT), "last", budget=24, looks=14, shown=UNMET),
     Row("equal_weight_shuffled", "baseline", SHUFFLED, of="equal_weight"),
@@ -213,6 +240,8 @@ class Ladder:
             parts.append(row.of)
         if row.kind == "ensemble":
             parts += [self.trained(row).kind, str(self.seeds)]
+        if row.kind == "run" and row.of:
+            parts.append(self.digest(self.row(row.of)))
         return hashlib.blake2b("|".join(parts).encode(), digest_size=6).hexdigest()
 
     def _config(self, row: Row, *where: str) -> RunConfig:
