@@ -49,8 +49,10 @@ class Plan:
 
     pairs: int
     """Number of pairs."""
+    populations: int
+    """Number of populations: one per pair, or one that is pooled over all."""
     members: int
-    """Members over all pairs."""
+    """Members over all populations."""
     slots: int
     """Actors that train side by side, each hosting members in turn."""
     wanted: int
@@ -70,10 +72,12 @@ class Plan:
 
     def lines(self) -> tuple[str, ...]:
         """The plan as text, one fact a line."""
-        each = self.members // self.pairs
+        pairs = f"{self.pairs} {_plural('pair', self.pairs)}"
+        pooled = self.populations < self.pairs
+        split = f"one population for {pairs}" if pooled else f"{pairs} x {self.members // self.pairs}"
         more = f" of {self.wanted} that are asked for" if self.wanted > self.slots else ""
         return (
-            f"members    {self.members} ({self.pairs} {_plural('pair', self.pairs)} x {each})",
+            f"members    {self.members} ({split})",
             f"slots      {self.slots}{more} training side by side; "
             f"{self.idle_share:.0%} idle where one pair trains alone",
             f"steps      {self.env_steps / 1e6:.1f} M ({self.generations} {_plural('generation', self.generations)}, "
@@ -88,7 +92,7 @@ def plan(run: RunConfig, machine: Machine) -> Plan:
     Raises:
         UserError: when not a single member fits on this machine; a cluster without room may grow.
     """
-    members = len(run.data.pairs) * run.pbt.population
+    members = len(run.leaders) * run.pbt.population
     slots = min(members, machine.slots(run.resources))
     if slots < 1 and not machine.joined:
         raise UserError(
@@ -103,6 +107,7 @@ def plan(run: RunConfig, machine: Machine) -> Plan:
     updates = members * run.pbt.iterations
     return Plan(
         pairs=len(run.data.pairs),
+        populations=len(run.leaders),
         members=members,
         slots=slots,
         wanted=wanted,
