@@ -41,7 +41,7 @@ from pbt.startup import StartUp
 from pbt.survivors import Survivor, export, load_survivors
 from pbt.tracking import Tracking
 from pbt.training import train
-from pbt.windows import Window, calendar_of, numbered, pooled_lines
+from pbt.windows import Window, calendar_of, numbered, pooled_line
 from rayconf.run_config import RunConfig
 from rayconf.session import Machine, plan
 
@@ -70,8 +70,8 @@ def begin(run: RunConfig, directory: RunDir, windows: Sequence[Window]) -> None:
     """Write the config and the first events of a fresh run."""
     write_text(directory.config, with_versions(run).to_yaml())
     directory.event("start", f"seed {run.seed}")
-    for line in pooled_lines(run):
-        directory.event("plan", line)
+    if run.pbt.pooled:
+        directory.event("plan", pooled_line(run))
     for window in windows:
         for pair, market in window.markets.items():
             notes = (*market.notes, *_fitness_note(window.run, window.markets, pair))

@@ -112,12 +112,11 @@ def calendar_of(markets: Sequence[PairMarket]) -> Calendar:
     return Calendar(dates, [market.sessions_per_year for market in markets])
 
 
-def pooled_lines(run: RunConfig) -> tuple[str, ...]:
-    """What is said of a population that is pooled over the run's pairs; nothing of one per pair."""
-    if not run.pbt.pooled:
-        return ()
-    (leader,) = run.leaders
-    return (f"pooled     one population, under the name of {leader}, is evaluated on {', '.join(run.data.pairs)}",)
+def pooled_line(run: RunConfig) -> str:
+    """What is said of a population that is pooled over the run's pairs."""
+    return (
+        f"one population, under the name of {run.leaders[0]}, whose fitness is pooled over {', '.join(run.data.pairs)}"
+    )
 
 
 def numbered(table: pa.Table, number: int) -> pa.Table:
@@ -137,4 +136,5 @@ def plan_lines(run: RunConfig, windows: Sequence[Window]) -> tuple[str, ...]:
     notes = dict.fromkeys(note for pair in run.data.pairs for window in windows for note in window.markets[pair].notes)
     then = f"; populations start from a pre-trained encoder, {run.stages.encoder}"
     stages = (f"stages     {', '.join(run.stages.run)}{then if 'population' in run.stages.run else ''}",)
-    return (*(stages if run.stages.pretrain else ()), *pooled_lines(run), *(told if starts else ()), *notes)
+    pooled = (f"pooled     {pooled_line(run)}",) if run.pbt.pooled else ()
+    return (*(stages if run.stages.pretrain else ()), *pooled, *(told if starts else ()), *notes)

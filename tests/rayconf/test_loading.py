@@ -32,7 +32,8 @@ def test_log_pairs_trades_on_the_terms_of_the_log() -> None:
 
 @pytest.mark.parametrize("preset", ["default", "log-pairs", "smoke", "study", "unseen"])
 def test_written_config_gives_the_same_config(preset: str, tmp_path: Path) -> None:
-    run = load_config(preset, flags={"name": "a", "seed": 7}, assignments=["env.risk_measure=drawdown"])
+    settings = ["env.risk_measure=drawdown", "universe.tickers=KO,PEP"]  # unseen needs a universe
+    run = load_config(preset, flags={"name": "a", "seed": 7}, assignments=settings)
     written = tmp_path / "config.yaml"
     written.write_text(run.to_yaml())
     # Over any preset: what is written is complete, so nothing of the preset shows through.
