@@ -80,7 +80,7 @@ def _read(run: Path) -> _Run:
 
 
 def _population(run: _Run, pair: str, key: str, payload: Payload, summary: pa.Table, base: list[Any]) -> list[str]:
-    steps = part_of(run.progress, window=run.trained, pair=pair).to_pylist()
+    steps = part_of(run.progress, window=run.trained, pair=_trained_under(run, pair)).to_pylist()
     lineage = part_of(run.lineage, window=run.trained, pair=pair).to_pylist()
     survivors = part_of(summary, window=run.trained, split="test", scenario="base", kind="survivor").to_pylist()
     ranks = {(row["member"], row["generation"]): row["rank"] for row in survivors}
@@ -121,6 +121,12 @@ def _population(run: _Run, pair: str, key: str, payload: Payload, summary: pa.Ta
         ],
         "</div>",
     ]
+
+
+def _trained_under(run: _Run, pair: str) -> str:
+    """The pair whose progress tells of the pair's population: the first of those that one is pooled over."""
+    pooled = (run.config.get("pbt") or {}).get("pooled")
+    return str(run.config["data"]["pairs"][0]) if pooled else pair
 
 
 def _pair(

@@ -31,10 +31,10 @@ from ray import tune
 
 from analysis.frames import read_jsonl
 from pbt.decisions import Decision, decide
-from pbt.fitness import Gap
+from pbt.fitness import Calendar, Gap
 from pbt.lineage import lineage_row
 from pbt.manifest import Member
-from pbt.population import PairClock, PairPopulation, start
+from pbt.population import PairPopulation, start
 from pbt.run_dir import RunDir, member_name
 from pbt.search import initial_values
 from pbt.standings import Standing
@@ -175,8 +175,8 @@ def under_tune(members: int, generations: int = 2, cpus: int | None = None) -> d
     with tempfile.TemporaryDirectory() as folder, start_ray(run.resources, None) as machine:
         directory = RunDir(Path(folder) / "run", run.identity)
         directory.create()
-        clock = PairClock(np.datetime64("2000-01-03") + np.arange(DAYS), 252.0)
-        populations = {p: TimedPopulation(run, directory, clock, start(run, p, directory)) for p in run.data.pairs}
+        calendar = Calendar([np.datetime64("2000-01-03") + np.arange(DAYS)], [252.0])
+        populations = {p: TimedPopulation(run, directory, calendar, start(run, p, directory)) for p in run.data.pairs}
         markets = {pair: ray.put(None) for pair in run.data.pairs}
         slots = plan(run, machine).slots
         began, own, cpu = time.perf_counter(), time.thread_time(), time.process_time()

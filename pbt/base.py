@@ -109,6 +109,11 @@ def find_base(run: RunConfig) -> Base:
         folders = dict.fromkeys(run.data.pairs, folder) if is_survivor(folder) else _of_run(run, folder)
         for at in dict.fromkeys(folders.values()):
             _check(run, at, read_survivor(at)[0])
+        if run.pbt.pooled and len({(at / "policy.safetensors").read_bytes() for at in folders.values()}) > 1:
+            raise UserError(
+                f"{folder}: its pairs have survivors of their own, and with pbt.pooled all start from one; name one "
+                "survivor's folder"
+            )
     except UserError as error:
         raise UserError(f"--base-checkpoint: {error}") from error
     return Base(folders)

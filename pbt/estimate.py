@@ -30,12 +30,17 @@ class Pace:
     """Slots that were measured side by side."""
 
 
-def measure(run: RunConfig, market: PairMarket, slots: int) -> Pace:
+def measure(run: RunConfig, markets: Sequence[PairMarket], slots: int) -> Pace:
     """Train ``slots`` members side by side for two updates, the first of which only warms up; Ray is up.
 
     Nothing is written, and the test span is not read.
+
+    Args:
+        run: The run.
+        markets: Of the pair that they train under, then of the others that its population is evaluated on.
+        slots: How many.
     """
-    reference = ray.put(market)
+    reference = ray.put(list(markets))
     bundle = run.resources.bundle
     task = _attempt.options(num_cpus=bundle["CPU"], num_gpus=bundle.get("GPU", 0.0))
     count = min(slots, MOST)
@@ -46,14 +51,16 @@ def measure(run: RunConfig, market: PairMarket, slots: int) -> Pace:
 
 
 @ray.remote
-def _attempt(run_json: str, market: PairMarket, index: int) -> tuple[float, float]:
+def _attempt(run_json: str, markets: list[PairMarket], index: int) -> tuple[float, float]:
     """Seconds of one update, and of what a generation needs beside its updates."""
     run = RunConfig.model_validate_json(run_json)
     run = run.model_copy(update={"pbt": run.pbt.model_copy(update={"interval": 1})})
+    market, *others = markets
     member, pair = member_name(index), market.pair
+    init_key = initial_key(run, pair, member)
     for generation in (1, 2):
         key = training_key(run, pair, member, generation)
-        done = train_segment(run, market, {}, None, key, generation, init_key=initial_key(run, pair, member))
+        done = train_segment(run, market, {}, None, key, generation, init_key=init_key, others=others)
     return done.iterations[0].seconds, done.evaluation_seconds + done.state_seconds
 
 

@@ -4,11 +4,15 @@ Specifications: one continuous account from cash over validation; the floored Sh
 S(x) = sqrt(P) * mean / sqrt(var + s0^2 / P) of session returns x (P sessions per year, s0 a volatility per
 year), as the median over rolling windows less one circular-block-bootstrap standard error (Politis and
 Romano 1992) of S over the whole span.
+
+Of a policy that trades several pairs, an account each, S is the mean over the accounts, in every window and in every
+resample. A resample draws the same sessions of all accounts, so that the error of the mean knows what they share.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -35,6 +39,66 @@ class Fitness:
     broken: bool
     idle: bool
     windows: int
+
+
+@dataclass(frozen=True)
+class Account:
+    """One continuous validation account."""
+
+    net_return: np.ndarray
+    """[K] simple net returns per bar."""
+    gross: np.ndarray
+    """[K] gross exposure held."""
+    dates: np.ndarray
+    """[K] label of each bar."""
+    per_year: float
+    """Sessions per year."""
+    ruined: bool
+    over: np.ndarray | None = None
+    """[K] net returns of another account on the same bars, which fitness is measured over; None: cash, whose statistic
+    is 0."""
+
+    @property
+    def broken(self) -> bool:
+        """Whether it was ruined or is not finite."""
+        return self.ruined or not np.isfinite(self.net_return).all()
+
+    @property
+    def idle(self) -> bool:
+        """Whether it held next to nothing."""
+        return bool(np.mean(self.gross) < IDLE_GROSS)
+
+
+class Calendar:
+    """The sessions that some accounts have in common, S of them, from the first such to the last.
+
+    What an account earned between two of them, on a day when another market was closed, is compounded into the later
+    one, so that no return is lost.
+
+    Args:
+        dates: Label of each bar [K] of every account.
+        per_year: Sessions per year of every account; those in common are as many as the fewest.
+    """
+
+    def __init__(self, dates: Sequence[np.ndarray], per_year: Sequence[float]) -> None:
+        self._dates = dates
+        days = [np.unique(np.asarray(own, "datetime64[us]").astype("datetime64[D]")) for own in dates]
+        self._days: np.ndarray = reduce(np.intersect1d, days)
+        self.per_year = min(per_year)
+
+    def __len__(self) -> int:
+        return len(self._days)
+
+    def returns(self, streams: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Simple returns per common session [S] of net returns per bar [K], one stream of every account."""
+        return [self._on_days(*session_returns(own, dates)) for own, dates in zip(streams, self._dates, strict=True)]
+
+    def _on_days(self, returns: np.ndarray, days: np.ndarray) -> np.ndarray:
+        if len(days) == len(self._days):
+            return returns
+        within = (days >= self._days[0]) & (days <= self._days[-1])
+        after = np.searchsorted(days[within], self._days[:-1], side="right")
+        return np.multiply.reduceat(1 + returns[within], [0, *after]) - 1
 
 
 def floored_sharpe(mean: np.ndarray, var: np.ndarray, per_year: float, floor: float) -> np.ndarray:
@@ -128,19 +192,35 @@ def evaluate(
         key: What seeds the bootstrap: (seed, pair, generation).
         over: [K] net returns of that other account on the same bars; None: cash, whose statistic is 0.
     """
-    idle = bool(np.mean(gross) < IDLE_GROSS)
-    if ruined or not np.isfinite(net_return).all():
+    return evaluate_each([Account(net_return, gross, dates, per_year, ruined, over)], pbt, *key)
+
+
+def evaluate_each(accounts: Sequence[Account], pbt: PBTConfig, *key: object) -> Fitness:
+    """Fitness of a policy from its accounts on several pairs, all of them over another account or none.
+
+    It is broken where one of its accounts is, and idle where all of them are.
+
+    Args:
+        accounts: One per pair.
+        pbt: Metric, windows and bootstrap.
+        key: What seeds the bootstrap: (seed, pair that the population trains under, generation).
+    """
+    idle = all(account.idle for account in accounts)
+    if any(account.broken for account in accounts):
         return Fitness(BROKEN, 0.0, True, idle, 0)
-    returns, _ = session_returns(net_return, dates)
-    sample = Resampler(len(returns), pbt, *key)
-    scores = sample.scores(returns, per_year)
-    starts = window_starts(len(returns), pbt)
+    calendar = Calendar([account.dates for account in accounts], [account.per_year for account in accounts])
+    sample = Resampler(len(calendar), pbt, *key)
+    starts = window_starts(len(calendar), pbt)
     of = pooled_scores if len(starts) < FEW_WINDOWS or pbt.fitness == "growth" else windowed_scores
-    values = of(returns, per_year, pbt)
-    if over is not None:
-        other, _ = session_returns(over, dates)
-        scores, values = scores - sample.scores(other, per_year), values - of(other, per_year, pbt)
-    se, value = float(scores.std(ddof=1)), float(np.median(values))
+    streams = calendar.returns([account.net_return for account in accounts])
+    scores = [sample.scores(returns, calendar.per_year) for returns in streams]
+    values = [of(returns, calendar.per_year, pbt) for returns in streams]
+    over = [account.over for account in accounts if account.over is not None]
+    if over:
+        others = calendar.returns(over)
+        scores = [own - sample.scores(other, calendar.per_year) for own, other in zip(scores, others, strict=True)]
+        values = [own - of(other, calendar.per_year, pbt) for own, other in zip(values, others, strict=True)]
+    se, value = float(np.mean(scores, axis=0).std(ddof=1)), float(np.median(np.mean(values, axis=0)))
     return Fitness(value - se, se, False, idle, len(starts))
 
 
@@ -157,13 +237,16 @@ class Gap:
 
 
 def paired_gap(
-    donor: np.ndarray, member: np.ndarray, dates: np.ndarray, per_year: float, pbt: PBTConfig, *key: object
+    donor: Sequence[np.ndarray], member: Sequence[np.ndarray], calendar: Calendar, pbt: PBTConfig, *key: object
 ) -> Gap:
-    """Gap of the pooled statistic, donor less member, with its paired bootstrap standard error.
+    """Gap of the pooled statistic, donor less member, with its paired bootstrap standard error; its mean over accounts.
 
-    Both series are net returns [K] on the same bars; the same resamples serve both, so what they share cancels.
+    Both are net returns [K] per bar of every account of ``calendar``, on the same bars; the same resamples serve all of
+    them, so what donor and member share cancels and what accounts share does not.
     """
-    d, m = (session_returns(stream, dates)[0] for stream in (donor, member))
-    sample = Resampler(len(d), pbt, *key)
-    spread = sample.scores(d, per_year) - sample.scores(m, per_year)
-    return Gap(pooled_score(d, per_year, pbt) - pooled_score(m, per_year, pbt), float(spread.std(ddof=1)))
+    per_year = calendar.per_year
+    pairs = list(zip(calendar.returns(donor), calendar.returns(member), strict=True))
+    sample = Resampler(len(calendar), pbt, *key)
+    spread = [sample.scores(d, per_year) - sample.scores(m, per_year) for d, m in pairs]
+    values = [pooled_score(d, per_year, pbt) - pooled_score(m, per_year, pbt) for d, m in pairs]
+    return Gap(float(np.mean(values)), float(np.mean(spread, axis=0).std(ddof=1)))

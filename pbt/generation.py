@@ -5,7 +5,7 @@ every random stream and trains; then its averaged weights are evaluated on valid
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,9 +55,10 @@ class Evaluation:
     """What validation says of a generation."""
 
     figures: dict[str, Any]
-    """fitness, fitness_se, idle, val_sharpe and train_sharpe (None where train is the shorter span)."""
-    net_return: np.ndarray
-    """[K] float64, per validation fill."""
+    """fitness, fitness_se, idle, val_sharpe and train_sharpe (None where train is the shorter span); the Sharpe ratios
+    are means over pairs."""
+    net_returns: dict[str, np.ndarray]
+    """[K] float64 by pair, per validation fill."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def train_generation(
     generation: int,
     *,
     frozen: bool = False,
+    others: Sequence[PairMarket] = (),
 ) -> Trained:
     """Train one generation in an algorithm that was built for it and has trained nothing yet.
 
@@ -98,6 +100,7 @@ def train_generation(
         key: Key of the generation's random streams, see ``training_key``.
         generation: Number of the generation, from 1; the bootstrap of fitness is keyed by it.
         frozen: Whether the market encoder stays as it is; a pre-trained one also where the run says so.
+        others: Markets of the other pairs that it is evaluated on.
 
     Raises:
         ValueError: If the state is not one of this network.
@@ -111,7 +114,7 @@ def train_generation(
     began = time.time()
     iterations = tuple(_iterate(algorithm) for _ in range(run.pbt.interval))
     clock = time.perf_counter()
-    evaluation = evaluate(run, market, algorithm.evaluation_policy(), generation)
+    evaluation = evaluate(run, market, algorithm.evaluation_policy(), generation, others)
     last = iterations[-1].figures
     if last["skipped_steps"] and not last["grad_norm"]:
         # Not one finite gradient: it trains no longer, whatever its averaged weights still earn.
@@ -131,6 +134,7 @@ def train_segment(
     *,
     init_key: int,
     frozen: bool = False,
+    others: Sequence[PairMarket] = (),
 ) -> Trained:
     """``train_generation`` in an algorithm of its own; Ray is up.
 
@@ -143,12 +147,13 @@ def train_segment(
         generation: As in ``train_generation``.
         init_key: Key of the initial weights, see ``initial_key``; without effect where there is a state.
         frozen: As in ``train_generation``.
+        others: As in ``train_generation``.
     """
     in_force = run.with_values(dict(hyperparameters))
     enter(in_force, market.pair, market)
     algorithm = PairPPO(config=PairPPOConfig.from_run(in_force, market.pair, key=init_key))
     try:
-        return train_generation(algorithm, market, state, key, generation, frozen=frozen)
+        return train_generation(algorithm, market, state, key, generation, frozen=frozen, others=others)
     finally:
         algorithm.stop()
 
@@ -171,8 +176,34 @@ def _iterate(algorithm: PairPPO) -> Iteration:
     return Iteration(algorithm.last_iteration(), time.perf_counter() - started, time.time())
 
 
-def evaluate(run: RunConfig, market: PairMarket, policy: Policy, generation: int) -> Evaluation:
-    """Run the deterministic policy over validation, beside it over the end of train, from cash."""
+def evaluate(
+    run: RunConfig, market: PairMarket, policy: Policy, generation: int, others: Sequence[PairMarket] = ()
+) -> Evaluation:
+    """Run the deterministic policy over validation, beside it over the end of train, from cash.
+
+    Args:
+        run: The run.
+        market: Of the pair that the population trains under.
+        policy: The policy.
+        generation: Keys the bootstrap.
+        others: Markets of the other pairs that fitness is pooled over.
+    """
+    played = {each.pair: _play(run, each, policy) for each in (market, *others)}
+    accounts = {pair: account for pair, (account, *_) in played.items()}
+    measured = fitness.evaluate_each(list(accounts.values()), run.pbt, run.seed, market.pair, generation)
+    _, own, trained = zip(*played.values(), strict=True)
+    figures = {
+        "fitness": measured.value,
+        "fitness_se": measured.se,
+        "idle": measured.idle,
+        "val_sharpe": float(np.mean(own)),
+        "train_sharpe": None if None in trained else float(np.mean(trained)),
+    }
+    return Evaluation(figures, {pair: account.net_return for pair, account in accounts.items()})
+
+
+def _play(run: RunConfig, market: PairMarket, policy: Policy) -> tuple[fitness.Account, float, float | None]:
+    """The policy's account on validation, and its Sharpe ratios there and at the end of train, if that is as long."""
     span = market.splits["validation"]
     spans = [span]
     train = market.splits["train"]
@@ -195,28 +226,17 @@ def evaluate(run: RunConfig, market: PairMarket, policy: Policy, generation: int
     )
     dates = market.dates[result.fill_bar]
     per_year = market.sessions_per_year
-    measured = fitness.evaluate(
+    account = fitness.Account(
         result.net_return[:, 0],
         result.gross[:, 0],
         dates[:, 0],
         per_year,
         bool(result.equity[-1, 0] <= run.costs.ruin_fraction),
-        run.pbt,
-        run.seed,
-        market.pair,
-        generation,
         over=result.net_return[:, -1] if recorded else None,
     )
     own = len(spans) - len(recorded)
     sharpes = [sharpe(session_returns(result.net_return[:, row], dates[:, row])[0], per_year) for row in range(own)]
-    figures = {
-        "fitness": measured.value,
-        "fitness_se": measured.se,
-        "idle": measured.idle,
-        "val_sharpe": sharpes[0],
-        "train_sharpe": sharpes[1] if len(sharpes) > 1 else None,
-    }
-    return Evaluation(figures, result.net_return[:, 0])
+    return account, sharpes[0], sharpes[1] if len(sharpes) > 1 else None
 
 
 def prior_targets(market: PairMarket) -> torch.Tensor:

@@ -72,7 +72,7 @@ def run_status(directory: RunDir) -> Status:
     directory = current_window(directory, run)
     here = [[row for row in rows if row.get("window") == directory.window] for rows in (ends, lineage)]
     pairs = {}
-    for pair in run.data.pairs:
+    for pair in run.leaders:
         manifest = directory.manifest(pair)
         population = Population.read(manifest) if manifest.is_file() else None
         own = ([row for row in rows if row.get("pair") == pair and row.get("generation") is not None] for rows in here)

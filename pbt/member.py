@@ -111,7 +111,9 @@ class PairMember(PairPPO):
         """
         if standard is not None and PairMember._idle_since is None:
             _check_fit(*standard)
-        self._market: PairMarket = ray.get((markets or {})[self._pair])
+        pairs = self._run.judges(self._pair)
+        self._market: PairMarket
+        self._market, *self._others = ray.get([(markets or {})[pair] for pair in pairs])
         if training and self._pair in training:
             self._market = replace(self._market, training=ray.get(training[self._pair]))
         enter(self._run, self._pair, self._market)
@@ -135,10 +137,12 @@ class PairMember(PairPPO):
         _entitle(f"ray::{type(self).__name__} {folder_name(self._pair)}-{self._member}")
         number = self._ticket["generation"] + 1
         key = training_key(self._run, self._pair, self._member, number)
-        trained = train_generation(self, self._market, self._start, key, number, frozen=self._ticket["frozen"])
+        frozen, others = self._ticket["frozen"], self._others
+        trained = train_generation(self, self._market, self._start, key, number, frozen=frozen, others=others)
         iterations = [self._row(number, i, iteration) for i, iteration in enumerate(trained.iterations)]
         clock = time.perf_counter()
-        self._returns.save((self._pair, self._member, number), trained.evaluation.net_return)
+        for pair, net_return in trained.evaluation.net_returns.items():
+            self._returns.save((pair, self._member, number), net_return)
         state = self._store.save(trained.state)
         figures, last = trained.evaluation.figures, iterations[-1]
         last.update(

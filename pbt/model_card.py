@@ -151,6 +151,7 @@ class Card:
             UNPUBLISHED: "prices of the owner, which are not published",
         }.get(data.dir, f"the data set {escaped(data.dir)}")
         lag = "bar" if self.run.env.lag == 1 else "bars"
+        members = "of one population for all pairs" if self.run.pbt.pooled else "per pair"
         versions = ", ".join(f"{escaped(k)} {escaped(v)}" for k, v in self.run.versions.items())
         return [
             "## Training",
@@ -158,7 +159,7 @@ class Card:
             f"- Prices: {prices}.",
             f"- Costs {costs.real_bps:g} bps a side, leverage up to {costs.leverage:g}, borrowing at "
             f"{percent(costs.borrow_rate)} a year; orders fill {self.run.env.lag} {lag} after the decision.",
-            f"- {self.run.pbt.population} members per pair, seed {self.run.seed}; the whole config is `config.json`.",
+            f"- {self.run.pbt.population} members {members}, seed {self.run.seed}; the whole config is `config.json`.",
             *([f"- Made with {versions}."] if versions else []),
         ]
 

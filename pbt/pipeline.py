@@ -30,7 +30,7 @@ from pbt.extension import join, joining, plan_lines, write_extension
 from pbt.fallback import the_prior, why_prior
 from pbt.gauges import Gauges
 from pbt.manifest import Population
-from pbt.population import PairClock, PairPopulation
+from pbt.population import PairPopulation
 from pbt.progress import ProgressView
 from pbt.results import known_notes, window_entries, write_events, write_summary_json, write_training_frames
 from pbt.run_dir import RunDir
@@ -41,7 +41,7 @@ from pbt.startup import StartUp
 from pbt.survivors import Survivor, export, load_survivors
 from pbt.tracking import Tracking
 from pbt.training import train
-from pbt.windows import Window, numbered
+from pbt.windows import Window, calendar_of, numbered, pooled_line
 from rayconf.run_config import RunConfig
 from rayconf.session import Machine, plan
 
@@ -70,9 +70,12 @@ def begin(run: RunConfig, directory: RunDir, windows: Sequence[Window]) -> None:
     """Write the config and the first events of a fresh run."""
     write_text(directory.config, with_versions(run).to_yaml())
     directory.event("start", f"seed {run.seed}")
+    if run.pbt.pooled:
+        directory.event("plan", pooled_line(run))
     for window in windows:
         for pair, market in window.markets.items():
-            window.directory.event("plan", "\n".join((*market.notes, *_fitness_note(run, market))), pair=pair)
+            notes = (*market.notes, *_fitness_note(window.run, window.markets, pair))
+            window.directory.event("plan", "\n".join(notes), pair=pair)
 
 
 def begin_extension(run: RunConfig, directory: RunDir, markets: Mapping[str, PairMarket], new: Sequence[str]) -> None:
@@ -83,16 +86,16 @@ def begin_extension(run: RunConfig, directory: RunDir, markets: Mapping[str, Pai
     note = f"; the finished pairs were made with {', '.join(other)}" if other else ""
     directory.event("resume", f"extended by {', '.join(new)}{note}")
     for pair in new:
-        lines = (*markets[pair].notes, *_fitness_note(run, markets[pair]), *plan_lines(run, directory, pair, finished))
+        lines = (*markets[pair].notes, *_fitness_note(run, markets, pair), *plan_lines(run, directory, pair, finished))
         directory.event("plan", "\n".join(lines), pair=pair)
 
 
-def _fitness_note(run: RunConfig, market: PairMarket) -> tuple[str, ...]:
-    span = market.splits["validation"]
-    windows = len(fitness.window_starts(len(np.unique(market.session[span.start : span.stop - 1])), run.pbt))
+def _fitness_note(run: RunConfig, markets: Mapping[str, PairMarket], pair: str) -> tuple[str, ...]:
+    sessions = len(calendar_of([markets[judge] for judge in run.judges(pair)]))
+    windows = len(fitness.window_starts(sessions, run.pbt))
     if windows >= fitness.FEW_WINDOWS:
         return ()
-    return (f"{market.pair}: validation holds {windows} rolling windows only, so fitness pools the whole span",)
+    return (f"{pair}: validation holds {windows} rolling windows only, so fitness pools the whole span",)
 
 
 def execute(run: RunConfig, directory: RunDir, windows: Sequence[Window], machine: Machine, console: Console) -> None:
@@ -119,6 +122,7 @@ class Done:
     references: Mapping[str, ray.ObjectRef]
     """Markets in the object store, by pair; a pair without one was finished before."""
     populations: Mapping[str, Population]
+    """By pair the one that serves it."""
     tracking: Tracking
 
 
@@ -140,7 +144,10 @@ def train_window(
     references = {pair: ray.put(replace(markets[pair], training=None)) for pair in pairs}
     training = _put_once({pair: markets[pair].training for pair in pairs})
     slots = plan(run, machine).slots
-    populations = {pair: load_population(run, directory, market) for pair, market in markets.items()}
+    populations = {}
+    for pair in run.leaders:
+        market, *others = (markets[judge] for judge in run.judges(pair))
+        populations[pair] = load_population(run, directory, market, others)
     directory.push()
     tracking = Tracking(run, directory)
     told = f"window {window.number}/{count}  " if window.number else ""
@@ -151,7 +158,8 @@ def train_window(
                 train(run, directory, references, populations, slots, listeners, training, elastic=machine.joined)
         finally:
             tracking.close()
-    return Done(window, references, {pair: p.committed for pair, p in populations.items()}, tracking)
+    trained = {pair: populations[run.leader(pair)].committed for pair in markets}
+    return Done(window, references, trained, tracking)
 
 
 def _put_once(training: Mapping[str, TrainingBars | None]) -> dict[str, ray.ObjectRef]:
@@ -235,8 +243,10 @@ def finish(run: RunConfig, directory: RunDir, done: Sequence[Done]) -> None:
     directory.reserve.unlink(missing_ok=True)
 
 
-def load_population(run: RunConfig, directory: RunDir, market: PairMarket) -> PairPopulation:
-    """The population of a pair at its last commit, or a fresh one."""
+def load_population(
+    run: RunConfig, directory: RunDir, market: PairMarket, others: Sequence[PairMarket] = ()
+) -> PairPopulation:
+    """The population of a pair at its last commit, or a fresh one; ``others`` it is evaluated on beside the pair's."""
     manifest = directory.manifest(market.pair)
     known = manifest.is_file()
     if known:
@@ -252,9 +262,7 @@ def load_population(run: RunConfig, directory: RunDir, market: PairMarket) -> Pa
         committed = populations_of.start(run, market.pair, directory, members, copied="weights")
     else:
         committed = populations_of.start(run, market.pair, directory)
-    span = market.splits["validation"]
-    clock = PairClock(market.dates[span.start : span.stop - 1], market.sessions_per_year)
-    return PairPopulation(run, directory, clock, committed)
+    return PairPopulation(run, directory, calendar_of([market, *others]), committed)
 
 
 def _survivors(

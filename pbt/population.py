@@ -1,6 +1,6 @@
 """One pair's population between barriers: collects results, decides, commits. Knows nothing of Tune."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,20 +14,11 @@ from pbt.recovery import step_back
 from pbt.run_dir import RunDir, member_name
 from pbt.search import initial_values
 from pbt.standings import LOST, Decision, Standing
-from pbt.store import ReturnStore, StateStore
+from pbt.store import Evaluated, ReturnStore, StateStore
 from rayconf.run_config import RunConfig
 
 HISTORY = 512
 """Observations kept for PB2, the latest; older ones say little of the present and fits cost their cube."""
-
-
-@dataclass(frozen=True)
-class PairClock:
-    """What the statistics need to know of a pair's validation span."""
-
-    dates: np.ndarray
-    """[K] label of each validation fill."""
-    sessions_per_year: float
 
 
 def start(
@@ -53,16 +44,26 @@ def start(
 
 
 class PairPopulation:
-    """The members of one pair, their results since the last barrier, and what a barrier does with them."""
+    """The members of one pair, their results since the last barrier, and what a barrier does with them.
 
-    def __init__(self, run: RunConfig, directory: RunDir, clock: PairClock, committed: Population) -> None:
-        self._run, self._directory, self._clock = run, directory, clock
+    One that is pooled over the pairs of a run is that of the first of them: its results count once, and its gaps are
+    means over all pairs.
+
+    Args:
+        run: The run.
+        directory: Its directory.
+        calendar: Of the validation fills of the pairs that the population is evaluated on.
+        committed: Its last commit.
+    """
+
+    def __init__(self, run: RunConfig, directory: RunDir, calendar: fitness.Calendar, committed: Population) -> None:
+        self._run, self._directory, self._calendar = run, directory, calendar
         self._store, self._returns = StateStore(directory.storage), ReturnStore(directory.storage)
         self.committed = committed
         self._results: dict[str, dict[str, Any] | None] = {}
         self._failures: dict[str, int] = {}
         self._strays: set[str] = set()  # states of generations that were taken back
-        self._read: dict[tuple[str, int], np.ndarray] = {}  # returns on validation, while a barrier is decided
+        self._read: dict[Evaluated, np.ndarray] = {}  # returns on validation, while a barrier is decided
         self.journaled: list[dict[str, Any]] = []
         """Progress rows of the last barrier."""
 
@@ -241,21 +242,24 @@ class PairPopulation:
             hyperparameters=standing.values,
         )
 
-    def _read_returns(self, generation: int) -> dict[tuple[str, int], np.ndarray]:
-        """Returns of this generation's evaluations by (member, generation), read side by side where they are far."""
+    def _read_returns(self, generation: int) -> dict[Evaluated, np.ndarray]:
+        """Returns of this generation's evaluations, read side by side where they are far."""
         reported = [name for name, result in sorted(self._results.items()) if result is not None]
-        found = self._returns.load_each([(self.pair, name, generation) for name in reported])
-        read = zip(reported, found, strict=True)
-        return {(name, generation): returns for name, returns in read if returns is not None}
+        evaluations = [(pair, name, generation) for name in reported for pair in self._run.judges(self.pair)]
+        read = zip(evaluations, self._returns.load_each(evaluations), strict=True)
+        return {of: returns for of, returns in read if returns is not None}
 
     def _gap(self, donor: tuple[str, int], member: tuple[str, int]) -> fitness.Gap:
         """Paired gap between two evaluations, each named by (member, generation)."""
         theirs, ours = (
-            self._read[of] if of in self._read else self._returns.load((self.pair, *of)) for of in (donor, member)
+            [
+                self._read[of] if (of := (pair, *which)) in self._read else self._returns.load(of)
+                for pair in self._run.judges(self.pair)
+            ]
+            for which in (donor, member)
         )
         key = (self._run.seed, self.pair, self.generation + 1)
-        clock = self._clock
-        return fitness.paired_gap(theirs, ours, clock.dates, clock.sessions_per_year, self._run.pbt, *key)
+        return fitness.paired_gap(theirs, ours, self._calendar, self._run.pbt, *key)
 
     def _fall(self, name: str) -> fitness.Gap | None:
         peak = self.committed.members[name].peak

@@ -31,7 +31,7 @@ def with_room(run: RunConfig, found: Machine) -> Machine:
     """What Ray offers, once there is room for one member."""
     if found.slots(run.resources) or not found.joined:
         return found
-    wanted = wanted_slots(run.resources, len(run.data.pairs) * run.pbt.population)
+    wanted = wanted_slots(run.resources, len(run.leaders) * run.pbt.population)
     print(f"cluster    has no room for a member; asks for {wanted} slots and waits for the first", flush=True)
     bring_up_slots(run.resources, wanted, BRING_UP_SECONDS)
     return offered()
@@ -66,7 +66,8 @@ def describe(
                 from pbt.estimate import estimate_lines, measure  # with RLlib, which takes seconds
 
                 planned = plan(training, with_room(run, found), held)
-                pace = measure(training, windows[-1].markets[training.data.pairs[0]], planned.slots)
+                markets = [windows[-1].markets[pair] for pair in training.judges(training.leaders[0])]
+                pace = measure(training, markets, planned.slots)
                 estimate = estimate_lines(training, planned, pace)
             else:
                 planned = plan(training, found, held)

@@ -103,7 +103,7 @@ def portable(run: RunConfig, pairs: Sequence[str]) -> RunConfig:
     command of a forecaster.
     """
     settings = run.model_dump(mode="json", exclude={"resources", "tracking"})
-    data, forecasts = settings.pop("data"), settings.pop("forecasts")
+    data, forecasts, universe = (settings.pop(name) for name in ("data", "forecasts", "universe"))
     forecasts |= dict.fromkeys(HOME_FORECASTS)
     settings = _without_paths(settings)
     location = data["dir"]
@@ -111,7 +111,7 @@ def portable(run: RunConfig, pairs: Sequence[str]) -> RunConfig:
         data["dir"] = UNPUBLISHED
     data["pairs"] = [pair for pair in data["pairs"] if pair in pairs]
     data["transferred"] = [pair for pair in data["transferred"] if pair in pairs]
-    return build_config({**settings, "data": data, "forecasts": forecasts})
+    return build_config({**settings, "data": data, "forecasts": forecasts, "universe": universe})
 
 
 def _without_paths(value: Any) -> Any:

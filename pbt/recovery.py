@@ -25,7 +25,7 @@ def recover(directory: RunDir, run: RunConfig) -> None:
     committed = {}
     windows = [directory.in_window(number) for number in window_numbers(run)]
     for window in windows:
-        for pair in run.data.pairs:
+        for pair in run.leaders:
             population = last_whole(window, pair)
             if population is not None:
                 committed[window.window, pair] = population

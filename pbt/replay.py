@@ -81,6 +81,7 @@ def _replay(args: argparse.Namespace) -> int:
     base = base_state(segments, store)
     window = windows_of(run, directory, kept_base(run, directory).scalers, kept_forecasts(run, directory))[-1]
     run, market = window.run, window.markets[args.pair]
+    trained, *others = (window.markets[pair] for pair in run.judges(args.pair))
     for line in _warnings(run, other_versions(run)):
         print(f"warning    {line}", flush=True)
 
@@ -88,7 +89,7 @@ def _replay(args: argparse.Namespace) -> int:
     done: list[Replayed] = []
     # What Ray may use changes no result; without Ray at all RLlib would start one of its own, with all CPUs.
     with start_ray(run.resources.model_copy(update={"cpus": 1})):
-        for one in retrain(run, market, segments, base, args.seed):
+        for one in retrain(run, trained, segments, base, args.seed, others):
             done.append(one)
             where = f"{len(done)}/{len(segments)}  {one.segment.name}  {one.segment.operation:8}"
             if args.seed is None:
@@ -115,11 +116,11 @@ def _chosen(run: RunConfig, directory: "RunDir", args: argparse.Namespace) -> "S
         raise UserError(f"--rank: {args.pair} has survivors {', '.join(map(str, places))}, not {args.rank}")
     if not places[args.rank][1]:
         raise UserError(f"--pair: {args.pair} trades its prior, which nothing trained: there is no schedule to replay")
-    archive = Population.read(directory.manifest(args.pair)).archive
-    for snapshot in archive:
+    manifest = directory.manifest(run.leader(args.pair))
+    for snapshot in Population.read(manifest).archive:
         if (snapshot.member, snapshot.generation) == places[args.rank]:
             return snapshot
-    raise UserError(f"{directory.manifest(args.pair)}: the archive lacks survivor {args.rank}; restore it from a copy")
+    raise UserError(f"{manifest}: the archive lacks survivor {args.rank}; restore it from a copy")
 
 
 def _warnings(run: RunConfig, versions: Sequence[str]) -> list[str]:

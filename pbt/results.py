@@ -42,11 +42,15 @@ NOTES = ("trials", "zscore", "static_gross")
 
 
 def write_training_frames(run: RunConfig, directory: RunDir, trained: Sequence[Trained]) -> list[dict[str, Any]]:
-    """Write progress, lineage, diversity and validation of all windows; return the lineage rows."""
+    """Write progress, lineage, diversity and validation of all windows; return the lineage rows.
+
+    The lineage of a population that is pooled over pairs is the lineage of each; its training is told once.
+    """
     names = list(run.search)
     progress = keep_last(read_jsonl(directory.progress_journal), KEYS["progress"])
     write_frame(progress, progress_schema(names), KEYS["progress"], directory.frame("progress"))
-    lineage = [dict(row) for row in keep_last(read_jsonl(directory.lineage_journal), KEYS["lineage"])]
+    journaled = keep_last(read_jsonl(directory.lineage_journal), KEYS["lineage"])
+    lineage = [{**row, "pair": pair} for row in journaled for pair in run.judges(row["pair"])]
     write_frame(lineage, lineage_schema(names), KEYS["lineage"], directory.frame("lineage"))
     positions = {name: partial(to_unit, space=space) for name, space in run.search.items()}
     diversity = diversity_rows(lineage, positions)

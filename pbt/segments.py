@@ -118,16 +118,22 @@ def base_state(segments: Sequence[Segment], store: StateStore) -> State | None:
 
 
 def retrain(
-    run: RunConfig, market: PairMarket, segments: Sequence[Segment], base: State | None, seed: int | None = None
+    run: RunConfig,
+    market: PairMarket,
+    segments: Sequence[Segment],
+    base: State | None,
+    seed: int | None = None,
+    others: Sequence[PairMarket] = (),
 ) -> Iterator[Replayed]:
     """Train the segments one after the other, each in a fresh algorithm; Ray is up.
 
     Args:
         run: The run.
-        market: The pair's market.
+        market: Of the pair that its population trained under.
         segments: First to last.
         base: What the first one starts from; see ``base_state``.
         seed: None: under the recorded keys; else under keys derived from this seed instead of the run's.
+        others: Markets of the other pairs that the population was evaluated on.
     """
     source = run if seed is None else run.model_copy(update={"seed": seed})
     pair, state = market.pair, base
@@ -142,6 +148,7 @@ def retrain(
             segment.generation,
             init_key=initial_key(source, pair, segment.member),
             frozen=segment.frozen,
+            others=others,
         )
         state = trained.state
         yield Replayed(segment, key, trained, digest(state))

@@ -51,7 +51,7 @@ def run_stages(window: Window, console: Console) -> None:
         UserError: Too few bars, or a checkpoint that does not fit.
     """
     run, directory = window.run, window.directory
-    if not run.stages.pretrain or all(directory.manifest(pair).is_file() for pair in run.data.pairs):
+    if not run.stages.pretrain or all(directory.manifest(pair).is_file() for pair in run.leaders):
         return
     base = _base_stage(window, console)
     for pair, market in window.markets.items():

@@ -37,13 +37,14 @@ def status_table(directory: RunDir) -> Table:
     done = any(event["kind"] == "done" for event in events) and not directory.extension.is_file()
     directory, count = current_window(directory, run), len(run.split.walk_forward)
     where = f", window {directory.window} of {count}" if count else ""
+    where += f", one population for {', '.join(run.data.pairs)}" if run.pbt.pooled else ""
     table = Table(title=f"{directory.name}: {'complete' if done else 'not complete'}{where}", title_justify="left")
     for column in ("pair", "generation", "best fitness", "median", "best of all", "retried", "lost"):
         table.add_column(column, justify="left" if column == "pair" else "right")
     progress = read_jsonl(directory.progress_journal)
     if progress:
         table.caption, table.caption_justify = time_line(time_split(progress)), "left"
-    for pair in run.data.pairs:
+    for pair in run.leaders:
         manifest = directory.manifest(pair)
         if not manifest.is_file():
             table.add_row(pair, f"0/{run.pbt.generations}")

@@ -71,9 +71,15 @@ def averaged_weights(state: State) -> dict[str, torch.Tensor]:
 
 
 def load_survivors(run: RunConfig, directory: RunDir, population: Population, market: PairMarket) -> list[Survivor]:
-    """The survivors of one pair by rank, with their policies; empty when validation saw none worth keeping."""
+    """The survivors of one pair by rank, with their policies; empty when validation saw none worth keeping.
+
+    Near copies are told by the returns on all pairs that the population is evaluated on, so that these have the same.
+    """
     returns = ReturnStore(directory.storage)
-    streams = {s.state: returns.load((population.pair, s.member, s.generation)) for s in population.archive}
+    streams = {
+        s.state: np.concatenate([returns.load((p, s.member, s.generation)) for p in run.judges(population.pair)])
+        for s in population.archive
+    }
     chosen = choose(population.archive, streams, run.pbt.survivors, run.pbt.survivor_correlation)
     store = StateStore(directory.storage)
     return [

@@ -15,8 +15,10 @@ from envs.market import PairMarket, load_markets
 from envs.scaler import Scaler
 from envs.universe import with_universe
 from envs.walk_forward import load_windows
+from pbt.fitness import Calendar
 from pbt.manifest import Population
 from pbt.run_dir import RunDir
+from rayconf.errors import UserError
 from rayconf.run_config import RunConfig
 from rayconf.session import TrainingMemory
 
@@ -54,7 +56,7 @@ def current_window(directory: RunDir, run: RunConfig) -> RunDir:
     """
     for number in window_numbers(run):
         window = directory.in_window(number)
-        manifests = [window.manifest(pair) for pair in run.data.pairs]
+        manifests = [window.manifest(pair) for pair in run.leaders]
         if not all(path.is_file() and Population.read(path).status == "complete" for path in manifests):
             break
     return window
@@ -78,10 +80,46 @@ def windows_of(
         UserError: If prices do not fit the run.
     """
     if not run.split.walk_forward:
-        return (Window(run, directory, with_universe(load_markets(run, scalers, forecasts), run, forecasts)),)
-    return tuple(
-        Window(walk.run, directory.in_window(walk.number), with_universe(walk.markets, walk.run, forecasts))
-        for walk in load_windows(run, forecasts)
+        windows = [Window(run, directory, with_universe(load_markets(run, scalers, forecasts), run, forecasts))]
+    else:
+        windows = [
+            Window(walk.run, directory.in_window(walk.number), with_universe(walk.markets, walk.run, forecasts))
+            for walk in load_windows(run, forecasts)
+        ]
+    if run.pbt.pooled:
+        for window in windows:
+            _check_pooled(window)
+    return tuple(windows)
+
+
+def _check_pooled(window: Window) -> None:
+    """Refuse pairs that no one policy can trade, or whose validation spans share too few sessions."""
+    first, *others = window.markets.values()
+    for market in others:
+        if market.scaler.names != first.scaler.names:
+            raise UserError(
+                f"pbt.pooled: {market.pair} has other features than {first.pair}, as intraday and daily prices have; "
+                "train it in a run of its own"
+            )
+    common, least = len(calendar_of([first, *others])), window.run.pbt.window
+    if common < least:
+        raise UserError(
+            f"pbt.pooled: the pairs have {common} sessions of validation in common and need {least} (pbt.window); "
+            "train those of other calendars in a run of their own"
+        )
+
+
+def calendar_of(markets: Sequence[PairMarket]) -> Calendar:
+    """The sessions that the validation fills of some pairs have in common."""
+    spans = [market.splits["validation"] for market in markets]
+    dates = [market.dates[span.start : span.stop - 1] for market, span in zip(markets, spans, strict=True)]
+    return Calendar(dates, [market.sessions_per_year for market in markets])
+
+
+def pooled_line(run: RunConfig) -> str:
+    """What is said of a population that is pooled over the run's pairs."""
+    return (
+        f"one population, under the name of {run.leaders[0]}, whose fitness is pooled over {', '.join(run.data.pairs)}"
     )
 
 
@@ -121,4 +159,5 @@ def plan_lines(run: RunConfig, windows: Sequence[Window]) -> tuple[str, ...]:
     notes = dict.fromkeys(note for pair in run.data.pairs for window in windows for note in window.markets[pair].notes)
     then = f"; populations start from a pre-trained encoder, {run.stages.encoder}"
     stages = (f"stages     {', '.join(run.stages.run)}{then if 'population' in run.stages.run else ''}",)
-    return (*(stages if run.stages.pretrain else ()), *(told if starts else ()), *notes)
+    pooled = (f"pooled     {pooled_line(run)}",) if run.pbt.pooled else ()
+    return (*(stages if run.stages.pretrain else ()), *pooled, *(told if starts else ()), *notes)

@@ -166,6 +166,7 @@ class RunConfig(Section):
             what = "stages.base" if self.stages.base is not None else "data.transferred"
             raise ValueError(f"split.walk_forward: leave {what} out; what was trained before may have seen the tests")
         self._check_terms()
+        self._check_pooled()
         if self.forecasts.wanted and self.augment.histories:
             raise ValueError("augment.histories: resampled histories have no forecasts; set 0, or leave forecasts out")
         if self.network.legs == "shared" and self.forecasts.wanted:
@@ -194,6 +195,20 @@ class RunConfig(Section):
             raise ValueError(
                 f"forecasts.quantiles: {list(quantiles)} must hold 1 - q for each q with network.legs shared"
             )
+
+    def _check_pooled(self) -> None:
+        """What one population for all pairs cannot do."""
+        if not self.pbt.pooled:
+            return
+        if not self.universe.given:
+            raise ValueError(
+                "pbt.pooled: one population for all pairs trains on what they share; give universe.tickers or "
+                "universe.pairs, or set it to false"
+            )
+        if self.data.transferred:
+            raise ValueError("pbt.pooled: pairs cannot join a population of others (data.transferred); start a new run")
+        if "specialists" in self.stages.run:
+            raise ValueError("pbt.pooled: leave specialists out of stages.run; they are encoders of one pair each")
 
     def _check_terms(self) -> None:
         """What a member's terms of trading may be beside the real ones."""
@@ -269,6 +284,19 @@ class RunConfig(Section):
     def starts_from_base(self, pair: str) -> bool:
         """Whether the pair started from the run's base checkpoint, whose scale of features it keeps."""
         return self.stages.base_digest is not None and pair not in self.data.transferred
+
+    @property
+    def leaders(self) -> tuple[str, ...]:
+        """The pairs under whose names populations train: all, or the first alone where one is pooled over them."""
+        return self.data.pairs[:1] if self.pbt.pooled else self.data.pairs
+
+    def leader(self, pair: str) -> str:
+        """The pair whose population serves ``pair``: under its name that is committed, and its streams are keyed."""
+        return self.data.pairs[0] if self.pbt.pooled else pair
+
+    def judges(self, pair: str) -> tuple[str, ...]:
+        """The pairs that the population serving ``pair`` is evaluated on, the one it trains under first."""
+        return self.data.pairs if self.pbt.pooled else (pair,)
 
     def window(self, number: int, validation_start: str, test_start: str, test_end: str | None) -> "RunConfig":
         """The ordinary run that window ``number`` (from 1) of a walk-forward is: its own dates, and its own seed."""

@@ -66,8 +66,10 @@ class Plan:
 
     pairs: int
     """Number of pairs."""
+    populations: int
+    """Number of populations: one per pair, or one that is pooled over all."""
     members: int
-    """Members over all pairs."""
+    """Members over all populations."""
     slots: int
     """Actors that train side by side, each hosting members in turn."""
     wanted: int
@@ -89,7 +91,9 @@ class Plan:
 
     def lines(self) -> tuple[str, ...]:
         """The plan as text, one fact a line."""
-        each = self.members // self.pairs
+        pairs = f"{self.pairs} {_plural('pair', self.pairs)}"
+        pooled = self.populations < self.pairs
+        split = f"one population for {pairs}" if pooled else f"{pairs} x {self.members // self.pairs}"
         more = f" of {self.wanted} that are asked for" if self.wanted > self.slots else ""
         held, shared = self.training, ""
         if held.store:
@@ -98,7 +102,7 @@ class Plan:
                 f"{held.slot:,} MB more in each"
             )
         return (
-            f"members    {self.members} ({self.pairs} {_plural('pair', self.pairs)} x {each})",
+            f"members    {self.members} ({split})",
             f"slots      {self.slots}{more} training side by side; "
             f"{self.idle_share:.0%} idle where one pair trains alone",
             f"steps      {self.env_steps / 1e6:.1f} M ({self.generations} {_plural('generation', self.generations)}, "
@@ -119,7 +123,7 @@ def plan(run: RunConfig, machine: Machine, training: TrainingMemory = TrainingMe
         UserError: when not a single member fits on this machine (a cluster without room may grow), or what policies
             train on does not fit the object store.
     """
-    members = len(run.data.pairs) * run.pbt.population
+    members = len(run.leaders) * run.pbt.population
     slots = min(members, machine.slots(run.resources))
     if slots < 1 and not machine.joined:
         raise UserError(
@@ -140,6 +144,7 @@ def plan(run: RunConfig, machine: Machine, training: TrainingMemory = TrainingMe
     updates = members * run.pbt.iterations
     return Plan(
         pairs=len(run.data.pairs),
+        populations=len(run.leaders),
         members=members,
         slots=slots,
         wanted=wanted,

@@ -172,6 +172,10 @@ MISTAKES: Mapping[str, tuple[list[str], str]] = {
     "leverage": (["RUN", "--set", "costs.leverage=2"], r"costs\.leverage: 2\.0 .* with 1\.5"),
     "cap": (["RUN", "--set", "env.leverage_cap=1"], r"env\.leverage_cap: 1\.0 .* with None"),
     "drawdown": (["RUN", "--set", "env.risk_measure=drawdown"], r"env\.risk_measure: drawdown .* with variance"),
+    "pooled": (
+        ["RUN", "--set", "pbt.pooled=true", "--set", "universe.pairs=SYNA/SYNB"],
+        r"its pairs have survivors of their own, and with pbt\.pooled all start from one",
+    ),
     "damaged": (["DAMAGED"], r"SYNA_SYNB/1: no readable survivor"),
 }
 

@@ -11,13 +11,17 @@ STAGES = ("base", "specialists", "population")
 
 
 class PBTConfig(Section):
-    """Population-based training (Jaderberg et al. 2017), one sub-population per pair."""
+    """Population-based training (Jaderberg et al. 2017), one sub-population per pair unless ``pooled``."""
 
     arm: Literal["pbt", "random", "fixed"] = "pbt"
     """``pbt``; or, with the same budget, ``random``: every member keeps its first draw for the whole run; ``fixed``:
     every member trains at the run's own values. In both nothing is copied or moved, whatever the settings below say."""
     population: Count = 8
     """Members per pair."""
+    pooled: bool = False
+    """One population for all pairs of the run, which trains on the universe under the first pair's name: fitness is the
+    mean of the metric over the pairs, less the error of that mean. Needs ``universe.tickers`` or ``universe.pairs``.
+    Back-tests and verdicts stay those of each pair, and each may fall back to its prior."""
     reference: bool = True
     """In arm ``pbt`` the first member trains at the run's own values throughout: never replaced or moved, though it may
     be donor and may be archived. Alone (population 1) it is plain PPO; of two, the other is challenged by it."""

@@ -8,8 +8,9 @@ import torch
 
 from analysis.frames import read_jsonl
 from pbt import population as populations_of
+from pbt.fitness import Calendar
 from pbt.mirror import Mirror
-from pbt.population import PairClock, PairPopulation
+from pbt.population import PairPopulation
 from pbt.run_dir import RunDir
 from pbt.store import ReturnStore, StateStore
 from rayconf import load_config
@@ -36,9 +37,9 @@ class Rehearsal:
         self.directory = RunDir(folder / "run", self.run.identity, self.mirror_of(folder / "run"))
         self.directory.create()
         self.store = StateStore(self.directory.storage)
-        self.clock = PairClock(DATES, 252.0)
+        self.calendar = Calendar([DATES], [252.0])
         committed = populations_of.start(self.run, PAIR, self.directory)
-        self.population = PairPopulation(self.run, self.directory, self.clock, committed)
+        self.population = PairPopulation(self.run, self.directory, self.calendar, committed)
 
     def mirror_of(self, path: Path) -> Mirror | None:
         """Where the run lies, if that is elsewhere."""

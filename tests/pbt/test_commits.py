@@ -118,7 +118,7 @@ def test_a_resume_decides_like_the_run_it_goes_on_with(tmp_path: Path) -> None:
         committed = Population.read(broken.directory.manifest(PAIR))
         assert committed == broken.population.committed
         recover(broken.directory, broken.run)
-        broken.population = PairPopulation(broken.run, broken.directory, broken.clock, committed)
+        broken.population = PairPopulation(broken.run, broken.directory, broken.calendar, committed)
     assert through.population.committed == broken.population.committed
     journals = [read_jsonl(stage.directory.lineage_journal) for stage in (through, broken)]
     assert journals[0] == journals[1]

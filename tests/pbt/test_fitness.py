@@ -119,13 +119,14 @@ def test_paired_gap_cancels_what_members_share() -> None:
     """A donor that is the member plus a small steady gain: tiny error beside that of either account."""
     member = returns(8)
     donor = member + 2e-4 + 1e-5 * returns(9)
-    gap = fitness.paired_gap(donor, member, DATES[:1000], 252, PBT, 0)
+    calendar = fitness.Calendar([DATES[:1000]], [252])
+    gap = fitness.paired_gap([donor], [member], calendar, PBT, 0)
     alone = fitness.evaluate(member, full_gross(1000), DATES[:1000], 252, False, PBT, 0).se
     assert gap.value == pytest.approx(floored(donor) - floored(member), rel=1e-9)
     assert gap.se < alone / 10
     assert gap.exceeds(1.0)
-    assert not fitness.paired_gap(member, member, DATES[:1000], 252, PBT, 0).exceeds(0.0)
-    unrelated = fitness.paired_gap(returns(10), member, DATES[:1000], 252, PBT, 0)
+    assert not fitness.paired_gap([member], [member], calendar, PBT, 0).exceeds(0.0)
+    unrelated = fitness.paired_gap([returns(10)], [member], calendar, PBT, 0)
     assert unrelated.se > alone
 
 

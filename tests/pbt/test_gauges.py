@@ -136,7 +136,7 @@ def test_a_resumed_run_shows_what_it_showed(tmp_path: Path, shown: Values, monke
     shown.clear()
     recover(stage.directory, stage.run)
     committed = Population.read(stage.directory.manifest(PAIR))
-    resumed = PairPopulation(stage.run, stage.directory, stage.clock, committed)
+    resumed = PairPopulation(stage.run, stage.directory, stage.calendar, committed)
     Gauges(stage.run, stage.directory, {PAIR: resumed})
     assert shown == before
 

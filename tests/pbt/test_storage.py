@@ -264,7 +264,7 @@ def test_a_commit_that_fails_midway_is_none(
     recover(directory, stage.run)
     assert committed.states() == stage.store.names()
     stage.directory, stage.store = directory, StateStore(directory.storage)
-    stage.population = PairPopulation(stage.run, directory, stage.clock, committed)
+    stage.population = PairPopulation(stage.run, directory, stage.calendar, committed)
     for fitness in SCRIPT[committed.generation :]:
         stage.play(*fitness)
     assert stage.population.committed == through.population.committed

@@ -32,12 +32,12 @@ class Tracked(Rehearsal):
             super().__init__(folder, *assignments)
             return
         other = Rehearsal(folder / str(time.time_ns()), *assignments)
-        self.run, self.clock = other.run, other.clock
+        self.run, self.calendar = other.run, other.calendar
         self.directory = RunDir(folder / "run", self.run.identity)
         self.store = StateStore(self.directory.storage)
         recover(self.directory, self.run)
         committed = Population.read(self.directory.manifest(PAIR))
-        self.population = PairPopulation(self.run, self.directory, self.clock, committed)
+        self.population = PairPopulation(self.run, self.directory, self.calendar, committed)
 
     def result(self, member: str, fitness: float, generation: int | None = None) -> dict[str, Any]:
         found = super().result(member, fitness, generation)

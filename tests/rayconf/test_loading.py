@@ -12,9 +12,11 @@ from rayconf.session import Machine, plan
 
 def test_presets_have_the_stated_sizes() -> None:
     assert preset_names() == ["default", "demo", "log-pairs", "smoke", "study"]
-    default = plan(load_config("demo"), Machine(2))
-    assert default.env_steps == 2 * 8 * 8 * 3 * 32768
-    assert (default.pairs, default.members, default.generations, default.batch) == (2, 16, 8, 32768)
+    demo = plan(load_config("demo"), Machine(2))
+    assert demo.env_steps == 2 * 8 * 8 * 3 * 32768
+    assert (demo.pairs, demo.members, demo.generations, demo.batch) == (2, 16, 8, 32768)
+    pooled = plan(load_config("default"), Machine(2))
+    assert (pooled.members, pooled.generations, pooled.env_steps) == (4, 14, 4 * 28 * 8 * 512 * 84)
     smoke = plan(load_config("smoke"), Machine(2))
     assert smoke.env_steps == 2 * 4 * 3 * 1 * 16384
     assert load_config("smoke").pbt.replace_z == 0
@@ -32,7 +34,8 @@ def test_log_pairs_trades_on_the_terms_of_the_log() -> None:
 
 @pytest.mark.parametrize("preset", ["default", "demo", "log-pairs", "smoke", "study"])
 def test_written_config_gives_the_same_config(preset: str, tmp_path: Path) -> None:
-    run = load_config(preset, flags={"name": "a", "seed": 7}, assignments=["env.risk_measure=drawdown"])
+    settings = ["env.risk_measure=drawdown"]
+    run = load_config(preset, flags={"name": "a", "seed": 7}, assignments=settings)
     written = tmp_path / "config.yaml"
     written.write_text(run.to_yaml())
     # Over any preset: what is written is complete, so nothing of the preset shows through.
