@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from algos.bar_policy import build_policy
 from algos.config import PairPPOConfig
 from algos.markets import provide
 from algos.pair_ppo import PairPPO
@@ -24,9 +25,13 @@ from envs.mapping import round_targets
 from envs.market import PairMarket, Span
 from envs.replay import replay
 from pbt import fitness
-from pbt.store import State
+from pbt.store import State, digest
 from rayconf.keys import derive_key
 from rayconf.run_config import RunConfig
+
+
+_BASE_RETURNS: dict[tuple[str, str, str], np.ndarray] = {}
+"""What ``base_returns`` knows in this process."""
 
 
 def training_key(run: RunConfig, pair: str, member: str, generation: int) -> int:
@@ -111,7 +116,8 @@ def train_generation(
     began = time.time()
     iterations = tuple(_iterate(algorithm) for _ in range(run.pbt.interval))
     clock = time.perf_counter()
-    evaluation = evaluate(run, market, algorithm.evaluation_policy(), generation)
+    over = base_returns(run, market, algorithm.anchor_weights()) if run.pbt.fitness_over == "base" else None
+    evaluation = evaluate(run, market, algorithm.evaluation_policy(), generation, over)
     last = iterations[-1].figures
     if last["skipped_steps"] and not last["grad_norm"]:
         # Not one finite gradient: it trains no longer, whatever its averaged weights still earn.
@@ -171,8 +177,23 @@ def _iterate(algorithm: PairPPO) -> Iteration:
     return Iteration(algorithm.last_iteration(), time.perf_counter() - started, time.time())
 
 
-def evaluate(run: RunConfig, market: PairMarket, policy: Policy, generation: int) -> Evaluation:
-    """Run the deterministic policy over validation, beside it over the end of train, from cash."""
+def evaluate(
+    run: RunConfig, market: PairMarket, policy: Policy, generation: int, over: np.ndarray | None = None
+) -> Evaluation:
+    """Run the deterministic policy over validation, beside it over the end of train, from cash.
+
+    Args:
+        run: The run.
+        market: The pair's market.
+        policy: The policy.
+        generation: Keys the bootstrap of fitness.
+        over: Net returns [K] on validation of the base, see ``base_returns``, where fitness is over it.
+
+    Raises:
+        ValueError: The base's returns are given and not asked for, or the other way round.
+    """
+    if (run.pbt.fitness_over == "base") != (over is not None):
+        raise ValueError("fitness over the base needs its returns, and no other does")
     span = market.splits["validation"]
     spans = [span]
     train = market.splits["train"]
@@ -205,7 +226,7 @@ def evaluate(run: RunConfig, market: PairMarket, policy: Policy, generation: int
         run.seed,
         market.pair,
         generation,
-        over=result.net_return[:, -1] if recorded else None,
+        over=result.net_return[:, -1] if recorded else over,
     )
     own = len(spans) - len(recorded)
     sharpes = [sharpe(session_returns(result.net_return[:, row], dates[:, row])[0], per_year) for row in range(own)]
@@ -217,6 +238,31 @@ def evaluate(run: RunConfig, market: PairMarket, policy: Policy, generation: int
         "train_sharpe": sharpes[1] if len(sharpes) > 1 else None,
     }
     return Evaluation(figures, result.net_return[:, 0])
+
+
+def base_returns(run: RunConfig, market: PairMarket, weights: State) -> np.ndarray:
+    """Net returns [K] on validation of the policy that a pair started from, computed once in a process.
+
+    Args:
+        run: The run; what PBT moves changes nothing here (``RunConfig`` sees to it).
+        market: The pair's market.
+        weights: The actor's, see ``PairPPO.anchor_weights``.
+    """
+    fixed = run.with_values(dict.fromkeys(run.search, 0.0)).identity
+    key = (fixed, market.pair, digest(weights))
+    if key not in _BASE_RETURNS:
+        result = replay(
+            market,
+            market.splits["validation"],
+            decide_on([build_policy(weights, run, market.scaler.names)], torch.tensor(market.features)),
+            Terms.from_costs(run.costs),
+            run.env.lag,
+            batch=1,
+            leverage=run.costs.leverage,
+            drawdown=uses_drawdown(run),
+        )
+        _BASE_RETURNS[key] = result.net_return[:, 0]
+    return _BASE_RETURNS[key]
 
 
 def prior_targets(market: PairMarket) -> torch.Tensor:
