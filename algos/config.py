@@ -290,7 +290,9 @@ class PairPPOConfig(PPOConfig):
                 f"runner_device: {self.runner_device!r} for remote runners needs num_gpus_per_env_runner; or use 'cpu'"
             )
         if self.pull and not self.run.anchored:
-            raise UserError(f"pull: {self.pull} needs optimizer.pull in the run, whose states then know where it started")
+            raise UserError(
+                f"pull: {self.pull} needs optimizer.pull in the run, whose states then know where it started"
+            )
         network = self.env_config["run"]["network"]
         shallow = len(network["hidden"]) < 2 and network["encoder"] in ("mlp", "factored")
         if self.optimizer_kind == "muon_mix" and shallow:

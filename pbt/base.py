@@ -75,12 +75,22 @@ class Base:
 
     def warnings(self, run: RunConfig) -> list[str]:
         """What a reader of the run's figures should know of its base."""
-        seen = [at for at in dict.fromkeys(self.folders.values()) if not _same_spans(run, read_survivor(at)[0])]
-        return [
-            f"base {at}: trained with other splits or prices; what it was trained and selected on may be among this "
-            "run's validation and test dates"
-            for at in seen
-        ]
+        found = []
+        for at in dict.fromkeys(self.folders.values()):
+            base = read_survivor(at)[0]
+            if not _same_spans(run, base):
+                found.append(
+                    f"base {at}: trained with other splits or prices; what it was trained and selected on may be among "
+                    "this run's validation and test dates"
+                )
+            own = at.resolve().parent.name
+            others = [p for p, folder in self.folders.items() if folder == at and folder_name(p) != own]
+            if base.universe.given and others:
+                found.append(
+                    f"base {at}: brings its scale of features to {', '.join(others)}, though its universe gave each "
+                    "pair one of its own; train the base with these --pairs, and start from its run"
+                )
+        return found
 
     def keep(self, directory: RunDir) -> None:
         """Copy the survivors into the run's directory."""

@@ -29,7 +29,6 @@ from pbt.store import State, digest
 from rayconf.keys import derive_key
 from rayconf.run_config import RunConfig
 
-
 _BASE_RETURNS: dict[tuple[str, str, str], np.ndarray] = {}
 """What ``base_returns`` knows in this process."""
 

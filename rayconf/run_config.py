@@ -171,8 +171,8 @@ class RunConfig(Section):
             given = getattr(self.pbt, field) is not None
             if given and self.env.mapping != "residual" and self.pbt.fitness_over != "base":
                 raise ValueError(
-                    f"pbt.{field}: falls back to a prior, which env.mapping residual alone has, or to a base checkpoint "
-                    "with pbt.fitness_over base"
+                    f"pbt.{field}: falls back to a prior, which env.mapping residual alone has, or with "
+                    "pbt.fitness_over base to a base checkpoint"
                 )
         if self.pbt.min_gain is not None and self.pbt.fitness_over == "cash":
             raise ValueError("pbt.min_gain: is a gain over prior or base; set pbt.fitness_over to one of them")

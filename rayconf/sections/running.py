@@ -52,8 +52,8 @@ class PBTConfig(Section):
     """Least smoothed fitness over the prior, or over the base, that a pair's best snapshot must have; below it prior or
     base are what the run trades and reports. Null: none is asked for."""
     max_overfitting: Fraction | None = None
-    """Probability of overfitting on validation (CSCV) above which the prior, or with ``fitness_over: base`` the base, is
-    what the run trades and reports; null: whatever it is."""
+    """Probability of overfitting on validation (CSCV) above which the prior, or under ``fitness_over: base`` the base,
+    is what the run trades and reports; null: whatever it is."""
     fitness_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Weight of the past in the exponential mean of fitness that ranks members; 0 ranks by the last evaluation."""
     window: Annotated[int, Field(ge=21)] = 126
