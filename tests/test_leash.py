@@ -2,6 +2,8 @@
 up for it where validation does not gain."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +23,8 @@ from pbt.windows import windows_of
 from rayconf.errors import UserError
 from rayconf.loading import build_config, load_file, merge
 from tests.commands import launch, run_module, tiny
+from tests.conftest import ROOT
+from tests.hub_server import Hub, client
 
 PAIR = "SYNC/SYND"
 DIRECT = ("algo=direct", "direct.windows=16", "direct.window_bars=12", "direct.burn_bars=3", "direct.steps=4")
@@ -84,6 +88,24 @@ def test_what_comes_after_a_run_takes_the_base_as_its_survivor(
     assert {member.parent for member in base_members(run, directory, market).values()} == {"base"}
     with pytest.raises(UserError, match=r"data.transferred: pairs cannot join a run that holds on to its base"):
         build_config(merge(run.model_dump(mode="json"), {"data": {"transferred": [PAIR]}}))
+
+
+def test_published_it_is_used_as_from_its_directory(leashed: Path, tmp_path: Path) -> None:
+    """Over the real client and a hub on loopback."""
+    with Hub() as hub:
+        where = client(hub.url, tmp_path / "home")
+        pushed, here, there = (
+            subprocess.run(
+                [sys.executable, "-m", *words], cwd=ROOT, env=where, capture_output=True, text=True, timeout=300
+            )
+            for words in (
+                ("pbt.publish", str(leashed), "--repo", "trader/leashed"),
+                ("pbt.decide", str(leashed / "survivors" / "SYNC_SYND")),
+                ("pbt.decide", "hf://trader/leashed"),
+            )
+        )
+    assert pushed.returncode == there.returncode == 0, pushed.stderr + there.stderr
+    assert here.stdout == there.stdout != ""
 
 
 def test_every_generation_knows_its_anchor_and_trains_again_to_the_bit(leashed: Path, ray_session: None) -> None:
