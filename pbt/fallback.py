@@ -29,7 +29,7 @@ def why_fallback(run: RunConfig, population: Population, streams: np.ndarray | N
     if least is not None and not gains:
         return "every snapshot idles on validation"
     if least is not None and max(gains) < least:
-        return f"the best gain over it on validation, {max(gains):.2f} less one error, is below pbt.min_gain {least:g}"
+        return f"the best gain over it on validation, {max(gains):.2g} less one error, is below pbt.min_gain {least:g}"
     overfitting = None if most is None or streams is None else archive_overfitting(streams)
     if overfitting is not None and most is not None and overfitting > most:
         return f"a probability of overfitting of {overfitting:.2f} on validation is above pbt.max_overfitting {most:g}"
