@@ -34,6 +34,7 @@ _OWN = (
     "muon_ratio",
     "weight_decay",
     "critic_decay_factor",
+    "pull",
     "kl_stop",
     "encoder_lr_factor",
     "dropout",
@@ -80,6 +81,8 @@ class PairPPOConfig(PPOConfig):
         """Learning rate of Muon as a multiple of ``lr``."""
         self.critic_decay_factor: float = 1.0
         """Weight decay of the critic as a multiple of ``weight_decay``."""
+        self.pull: float = 0.0
+        """Share, per learning rate, of the way back to where the run started that the actor goes after each step."""
         self.kl_stop: float = 0.0
         """Mean KL divergence of an epoch that ends the update; 0: none."""
         self.weight_decay: float = 0.0
@@ -166,6 +169,7 @@ class PairPPOConfig(PPOConfig):
             muon_ratio=optimizer.muon_ratio,
             weight_decay=optimizer.weight_decay,
             critic_decay_factor=optimizer.critic_decay_factor,
+            pull=optimizer.pull,
             kl_stop=ppo.kl_stop,
             encoder_lr_factor=optimizer.encoder_lr_factor,
             dropout=run.network.dropout,
@@ -190,6 +194,7 @@ class PairPPOConfig(PPOConfig):
         muon_ratio: float = NotProvided,
         weight_decay: float = NotProvided,
         critic_decay_factor: float = NotProvided,
+        pull: float = NotProvided,
         kl_stop: float = NotProvided,
         encoder_lr_factor: float = NotProvided,
         dropout: float = NotProvided,
@@ -288,6 +293,10 @@ class PairPPOConfig(PPOConfig):
         if self.runner_device != "cpu" and self.num_env_runners > 0 and self.num_gpus_per_env_runner == 0:
             raise UserError(
                 f"runner_device: {self.runner_device!r} for remote runners needs num_gpus_per_env_runner; or use 'cpu'"
+            )
+        if self.pull and not self.run.anchored:
+            raise UserError(
+                f"pull: {self.pull} needs optimizer.pull in the run, whose states then know where it started"
             )
         network = self.env_config["run"]["network"]
         shallow = len(network["hidden"]) < 2 and network["encoder"] in ("mlp", "factored")

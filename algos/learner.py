@@ -28,7 +28,14 @@ from algos.dropout import KeyedDropout
 from algos.markets import market_for
 from algos.minibatches import SlabOrder, to_device
 from algos.module import ActorCritic
-from algos.optimizers import WeightAverage, build_optimizers, optimizer_tensors, schedule_factor, step_unless
+from algos.optimizers import (
+    WeightAverage,
+    build_optimizers,
+    optimizer_tensors,
+    pull_back,
+    schedule_factor,
+    step_unless,
+)
 from rayconf.keys import torch_seed
 
 EXTRAS = "pair_ppo"
@@ -36,6 +43,8 @@ EXTRAS = "pair_ppo"
 KL, CLIP_FRACTION, GRAD_NORM, LR_FIRST_STEP = "kl", "clip_fraction", "grad_norm", "lr_first_step"
 SKIPPED_STEPS = "skipped_steps"
 """Gradient steps left out because a gradient was not finite."""
+ACTOR = ("pi.", "encoder.")
+"""How the names of the actor's parameters begin: those that make the deterministic policy."""
 
 
 class PairPPOLearner(PPOTorchLearner):
@@ -51,6 +60,8 @@ class PairPPOLearner(PPOTorchLearner):
     - A gradient that is not finite leaves weights and optimizers as they are and is counted. On an accelerator no
       gradient step waits for the device (``branchless``): it decides there, and the host, which counts at the end of
       the update, runs the schedule ahead by the steps left out until then.
+    - Where the run says so the actor is pulled back after each step to the weights that the run started from, which
+      then belong to the training state: its initial weights, unless a state brings others.
     - Evaluation weights are a bias-corrected moving average, moved after each gradient step.
     - Losses are kept as tensors and reported once per update.
     """
@@ -71,6 +82,8 @@ class PairPPOLearner(PPOTorchLearner):
         if isinstance(self._net, BarActorCritic):
             self._net.attach(market_for(self.config.env_config).training_features)
         self._weights = list(self._net.parameters())
+        actor = [p for name, p in self._net.named_parameters() if name.startswith(ACTOR)]
+        self._anchor = {p: p.detach().clone() for p in actor} if self.config.run.anchored else {}
         self._average = WeightAverage(self._weights, self.config.ema_half_life)
         self._schedule_steps = self.config.schedule_steps
         self._begun = self._step = 0  # the schedule's steps before this update, gradient steps in it
@@ -237,10 +250,14 @@ class PairPPOLearner(PPOTorchLearner):
             skip = (~torch.isfinite(self._norm)).to(self._norm.dtype)
             for optimizer in self._own_optimizers.values():
                 step_unless(optimizer, skip)
+            if self.config.pull:
+                pull_back(self._own_optimizers, self._anchor, self.config.pull, skip)
             self._average.update_unless(skip)
             return
         for optimizer in self._own_optimizers.values():
             optimizer.step()
+        if self.config.pull:
+            pull_back(self._own_optimizers, self._anchor, self.config.pull)
         self._average.update()
 
     def _count_steps(self) -> list[float]:
@@ -314,14 +331,21 @@ class PairPPOLearner(PPOTorchLearner):
         self._trained += batch.env_steps()
 
     def training_tensors(self) -> dict[str, Tensor]:
-        """The live tensors that training goes on from, by name: weights, optimizers, averaged weights."""
+        """The live tensors that training goes on from, by name: weights, optimizers, averaged weights, anchor."""
         names = [name for name, _ in self._net.named_parameters()]
         tensors = {f"module/{name}": p.detach() for name, p in zip(names, self._weights, strict=True)}
         for name, tensor in optimizer_tensors(self._own_optimizers, self._net).items():
             tensors[f"optimizer/{name}"] = tensor
         for name, tensor in zip(names, self._average.average, strict=True):
             tensors[f"ema/{name}"] = tensor
-        return tensors
+        return tensors | {f"anchor/{name}": tensor for name, tensor in self._anchored().items()}
+
+    def _anchored(self) -> dict[str, Tensor]:
+        return {name: self._anchor[p] for name, p in self._net.named_parameters() if p in self._anchor}
+
+    def anchor_weights(self) -> dict[str, Tensor]:
+        """The actor's weights that the run started from by parameter name, CPU copies; none unless it needs them."""
+        return {name: tensor.cpu().clone() for name, tensor in self._anchored().items()}
 
     def export_training_state(self) -> dict[str, Tensor]:
         """``training_tensors`` and the counters as CPU copies."""

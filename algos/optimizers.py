@@ -116,6 +116,33 @@ def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
         torch.where(skip > 0, before, tensor, out=tensor)
 
 
+@torch.no_grad()
+def pull_back(
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    anchor: Mapping[nn.Parameter, Tensor],
+    pull: float,
+    skip: Tensor | None = None,
+) -> None:
+    """Move weights back towards where they started, the share learning rate x ``pull`` of the way, at most all of it.
+
+    A gradient step on half the squared distance (L2-SP, Li, Grandvalet and Davoine 2018), decoupled as AdamW's weight
+    decay is (Loshchilov and Hutter 2019): within the loss Adam would divide it by the size of the loss's own
+    gradients, and clipping would trade the one for the other. Weights without gradient rest.
+
+    Args:
+        optimizers: Those of ``build_optimizers``, after a step of theirs.
+        anchor: Where parameters started; others are left alone.
+        pull: Weight of half the squared distance.
+        skip: 0-dim, 0.0 or 1.0, on the weights' device: with 1 nothing moves, to the bit. None: as 0.
+    """
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            share = min(1.0, group["lr"] * pull)
+            for p in group["params"]:
+                if p in anchor and p.grad is not None:
+                    p.lerp_(anchor[p], share if skip is None else share * (1 - skip))
+
+
 def optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer], module: nn.Module) -> dict[str, Tensor]:
     """The live state tensors by name ``<optimizer>/<kind of state>/<parameter>``; no hyperparameters."""
     names = {id(p): name for name, p in module.named_parameters()}

@@ -197,7 +197,8 @@ class PairPPO(PPO):
         """Everything that training goes on from, by name, as CPU copies.
 
         ``module/*`` weights, ``optimizer/<name>/*`` moments, ``ema/*`` and ``ema_weight`` averaged weights,
-        ``schedule/steps`` the schedule's own, ``tail_quantile``. No hyperparameters, episodes or random
+        ``schedule/steps`` the schedule's own, ``tail_quantile``; where the run needs it (``RunConfig.anchored``),
+        ``anchor/*``, the actor's weights that it started from. No hyperparameters, episodes or random
         streams: those come from the config and ``reseed``.
         """
         state = self._each_learner(lambda learner: learner.export_training_state())[0]
@@ -245,6 +246,10 @@ class PairPPO(PPO):
         run = self.config.run
         weights = self._each_learner(lambda learner: learner.evaluation_weights())[0]
         return build_policy(weights, run, market_for(self.config.env_config).scaler.names)
+
+    def anchor_weights(self) -> dict[str, Tensor]:
+        """The actor's weights that the run started from, by parameter name; empty unless it is ``anchored``."""
+        return self._each_learner(lambda learner: learner.anchor_weights())[0]
 
     def last_iteration(self) -> dict[str, float | None]:
         """Figures of the last ``train()``: environment steps, losses, seconds; empty before the first.

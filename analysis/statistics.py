@@ -54,6 +54,7 @@ def weigh(
     annual: float = 252,
     thorough: bool = True,
     fallback: str = "",
+    fallback_to: str = "",
     resamples: int = PAIRED_RESAMPLES,
 ) -> Evidence:
     """The evidence on one pair, from arrays; p-values not adjusted yet (``analysis.verdict.judged`` does).
@@ -71,7 +72,8 @@ def weigh(
         annual: Sessions per year.
         thorough: Also what the verdict does not need: intervals of growth and drawdown, overfitting, Hansen's and the
             stepwise test, the survivors against each other.
-        fallback: Why the prior is judged instead of survivors.
+        fallback: Why prior or base are judged instead of survivors.
+        fallback_to: Which of them, ``prior`` or ``base``.
         resamples: Of the paired tests.
     """
     policy = "ensemble" if "ensemble" in test else "survivor-1"
@@ -131,11 +133,12 @@ def weigh(
         detectable=_detectable(returns, test, against, annual) if thorough else None,
         idle=idle,
         fallback=fallback,
+        fallback_to=fallback_to,
     )
 
 
 def _fallback(reasons: Mapping[int, str], windows: int) -> str:
-    """Why the prior is what is judged, in words; empty where it is not."""
+    """Why prior or base are what is judged, in words; empty where they are not."""
     if windows == 1 or not reasons:
         return "".join(reasons.values())
     return f"validation did not speak for what was learned in {len(reasons)} of {windows} windows"
@@ -225,7 +228,7 @@ def evidence_of(
         daily: Rows of ``daily`` sorted by its key, test and validation under base terms at least (columns ``DAILY``).
         validation: The ``validation`` frame.
         lineage: Rows of ``lineage``: what selection saw.
-        events: Rows of ``events``: the looks at test, and what fell back to its prior.
+        events: Rows of ``events``: the looks at test, and what fell back to its prior or base.
         window: Walk-forward window judged; -1: all of them strung together, each with its own validation.
         annual: Sessions per year by pair; None or missing: inferred from the dates.
         thorough: As in ``weigh``.
@@ -247,9 +250,11 @@ def evidence_of(
     events = list(events)
     looks = [row["pair"] for row in events if row["kind"] == "look"]
     fallen: dict[str, dict[int, str]] = {}
+    instead: dict[str, str] = {}
     for row in events:
         if row["kind"] == "fallback" and row["window"] in windows:
             fallen.setdefault(row["pair"], {})[row["window"]] = row["detail"]
+            instead[row["pair"]] = row.get("member") or "prior"
     found = []
     for pair in sorted({pair for pair, policy in test if _chosen(policy)}):
         own = {policy: streams for (of, policy), (streams, *_) in test.items() if of == pair}
@@ -273,6 +278,7 @@ def evidence_of(
                 annual=(annual or {}).get(pair) or sessions_per_year(days),
                 thorough=thorough,
                 fallback=_fallback(fallen.get(pair, {}), len(windows)),
+                fallback_to=instead.get(pair, ""),
             )
         )
     return {one.pair: one for one in judged(found)}

@@ -23,6 +23,8 @@ DEFLATED = 0.95
 """The deflated Sharpe ratio on validation from which a claim is allowed."""
 IDLE_GROSS = 0.05
 """Mean gross exposure on validation below which a policy counts as idle."""
+FALLBACKS = {"prior": "prior", "base": "base checkpoint"}
+"""What a pair can fall back to, in words."""
 ABOVE, BELOW, NOISE, IDLE, SHORT = "above", "below", "not distinguishable", "idle", "too short"
 
 
@@ -94,7 +96,8 @@ class Evidence:
             them.
         detectable: True Sharpe difference to the binding baseline, per year, that this span finds four times in five.
         idle: Whether every survivor is idle: validation preferred cash.
-        fallback: Why the prior is judged, which no training made; empty: survivors are.
+        fallback: Why prior or base are judged, which no training of this run made; empty: survivors are.
+        fallback_to: Which of them, ``prior`` or ``base``.
         pairs: Pairs of the run that p-values are adjusted for.
         p: p-value of the claim ``above``, adjusted over pairs and for looks.
         p_below: p-value of the claim ``below``, adjusted alike.
@@ -122,6 +125,7 @@ class Evidence:
     detectable: float | None = None
     idle: bool = False
     fallback: str = ""
+    fallback_to: str = ""
     pairs: int = 1
     p: float | None = None
     p_below: float | None = None
@@ -215,7 +219,9 @@ def _sentence(found: Evidence) -> str:
     worse = [_name(other) for other in OTHERS if other in found.against and _beaten(found.against[other])]
     but = f", but below {' and '.join(worse)}" if worse and found.claim in (ABOVE, NOISE) else ""
     told = f"{_words(found, name)}{but}: {'; '.join(figures)}"
-    return f"trades its prior, because {found.fallback}; {told}" if found.fallback else told
+    if not found.fallback:
+        return told
+    return f"trades its {FALLBACKS[found.fallback_to]}, because {found.fallback}; {told}"
 
 
 def _beaten(difference: Difference) -> bool:

@@ -128,7 +128,7 @@ ENCODER = ("network.encoder=conv", "network.encoder_window=20", "network.encoder
 PRETRAINED = ("stages.run=[base, population]", "stages.epochs=4")
 LEASH = (
     "stages.base=.",  # a cell's, whichever it is
-    "optimizer.pull=0.01",
+    "optimizer.pull=100",
     "optimizer.learning_rate=3e-5",
     "direct.windows=64",
     "pbt.arm=fixed",

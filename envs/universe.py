@@ -10,6 +10,7 @@ from envs.bars import Bars, join_bars, tickers_at
 from envs.forecasts import Forecasts
 from envs.histories import histories
 from envs.market import MIN_TRAIN_BARS, Borders, PairMarket, build_market, common_borders, load_legs
+from envs.scaler import Scaler
 from envs.training_bars import TrainingBars
 from rayconf.errors import UserError
 from rayconf.run_config import RunConfig
@@ -96,7 +97,9 @@ def _with_others(
     markets: Mapping[str, PairMarket], run: RunConfig, forecasts: Forecasts | None
 ) -> dict[str, PairMarket]:
     if run.universe.given:
-        bars, left_out = load_universe(run, forecasts)
+        # A base checkpoint's scale is not fitted here, so that its pairs keep it in the universe too.
+        kept = {} if run.stages.base_digest is None else {pair: market.scaler for pair, market in markets.items()}
+        bars, left_out = load_universe(run, forecasts, kept)
         return {pair: replace(m, training=bars, notes=(*m.notes, _note(bars, left_out))) for pair, m in markets.items()}
     if not run.augment.histories:
         return dict(markets)
@@ -112,8 +115,15 @@ def with_histories(market: PairMarket, a: Bars, b: Bars, run: RunConfig, borders
     return replace(market, training=training, notes=(*market.notes, note))
 
 
-def load_universe(run: RunConfig, forecasts: Forecasts | None = None) -> tuple[TrainingBars, list[str]]:
+def load_universe(
+    run: RunConfig, forecasts: Forecasts | None = None, scalers: Mapping[str, Scaler] | None = None
+) -> tuple[TrainingBars, list[str]]:
     """The training spans of the run's universe under the run's own split borders, and pairs left out as too short.
+
+    Args:
+        run: The run.
+        forecasts: Those that the run has among its features.
+        scalers: By pair, those that are not fitted.
 
     Raises:
         UserError: Prices are missing or do not fit, or no pair has enough of them.
@@ -122,11 +132,15 @@ def load_universe(run: RunConfig, forecasts: Forecasts | None = None) -> tuple[T
     wanted = tuple(dict.fromkeys([*run.data.pairs, *pairs]))
     legs = load_legs(run.model_copy(update={"data": run.data.model_copy(update={"pairs": wanted})}))
     borders = common_borders({pair: legs[pair] for pair in run.data.pairs}, run)
-    return universe_of({pair: legs[pair] for pair in pairs}, run, borders, forecasts)
+    return universe_of({pair: legs[pair] for pair in pairs}, run, borders, forecasts, scalers)
 
 
 def universe_of(
-    legs: Legs, run: RunConfig, borders: Borders, forecasts: Forecasts | None = None
+    legs: Legs,
+    run: RunConfig,
+    borders: Borders,
+    forecasts: Forecasts | None = None,
+    scalers: Mapping[str, Scaler] | None = None,
 ) -> tuple[TrainingBars, list[str]]:
     """As ``load_universe``, from prices at hand."""
     markets: list[PairMarket] = []
@@ -138,7 +152,8 @@ def universe_of(
         if min(len(a), len(b)) - 1 - run.split.burn < MIN_TRAIN_BARS:
             left_out.append(pair)
             continue
-        markets.append(build_market(pair, a, b, run, borders, forecasts=forecasts, training_only=True))
+        scaler = (scalers or {}).get(pair)
+        markets.append(build_market(pair, a, b, run, borders, scaler, forecasts, training_only=True))
         markets += histories(markets[-1], a, b, run, borders)
     if not markets:
         before = np.datetime_as_string(borders.validation, unit="D")

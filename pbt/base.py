@@ -24,6 +24,7 @@ from pbt.store import State, StateStore
 from pbt.survivor import is_survivor, local_folder, read_survivor
 from rayconf.errors import UserError
 from rayconf.run_config import RunConfig
+from rayconf.search import OF_POLICY
 
 MATTERS = ("policy.json", "policy.safetensors", "scaler.json")
 """Files of a survivor that decide what training starts from."""
@@ -74,12 +75,22 @@ class Base:
 
     def warnings(self, run: RunConfig) -> list[str]:
         """What a reader of the run's figures should know of its base."""
-        seen = [at for at in dict.fromkeys(self.folders.values()) if not _same_spans(run, read_survivor(at)[0])]
-        return [
-            f"base {at}: trained with other splits or prices; what it was trained and selected on may be among this "
-            "run's validation and test dates"
-            for at in seen
-        ]
+        found = []
+        for at in dict.fromkeys(self.folders.values()):
+            base = read_survivor(at)[0]
+            if not _same_spans(run, base):
+                found.append(
+                    f"base {at}: trained with other splits or prices; what it was trained and selected on may be among "
+                    "this run's validation and test dates"
+                )
+            own = at.resolve().parent.name
+            others = [p for p, folder in self.folders.items() if folder == at and folder_name(p) != own]
+            if base.universe.given and others:
+                found.append(
+                    f"base {at}: brings its scale of features to {', '.join(others)}, though its universe gave each "
+                    "pair one of its own; train the base with these --pairs, and start from its run"
+                )
+        return found
 
     def keep(self, directory: RunDir) -> None:
         """Copy the survivors into the run's directory."""
@@ -184,6 +195,8 @@ def base_state(run: RunConfig, market: PairMarket, folder: Path) -> State:
         if fresh is None or fresh.shape != weight.shape:
             raise UserError(f"{folder}: {name} of shape {tuple(weight.shape)} has no place in the run's network")
         state[f"module/{name}"] = weight.to(fresh.dtype)
+        if run.anchored:
+            state[f"anchor/{name}"] = state[f"module/{name}"]
     return state
 
 
@@ -226,9 +239,8 @@ def _fields(run: RunConfig) -> Sequence[str]:
     paths = [f"network.{name}" for name in network]
     paths += [f"features.{name}" for name in type(run.features).model_fields]
     searched = {space.path for space in run.search.values()}
-    own = ("env.leverage_cap", "env.reach", "env.adjustment", "env.no_trade_band")
     paths += ["forecasts.made_by", "env.mapping", "costs.leverage"]
-    return [*paths, *(path for path in own if path not in searched)]
+    return [*paths, *(path for path in OF_POLICY if path not in searched)]
 
 
 def _value(run: RunConfig, path: str) -> Any:
@@ -254,5 +266,5 @@ def _origin(folder: Path) -> str:
     path = folder / ORIGIN
     if not path.is_file():
         return BASE
-    last = max(read_frame(path).to_pylist(), key=lambda row: row["generation"])
-    return f"{last['pair']}:{last['member']}:{last['generation'] + 1}"
+    last = max(read_frame(path).to_pylist(), key=lambda row: row["generation"], default=None)  # a prior has no row
+    return f"{last['pair']}:{last['member']}:{last['generation'] + 1}" if last else BASE

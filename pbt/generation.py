@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from algos.bar_policy import build_policy
 from algos.config import PairPPOConfig
 from algos.markets import provide
 from algos.pair_ppo import PairPPO
@@ -24,9 +25,12 @@ from envs.mapping import round_targets
 from envs.market import PairMarket, Span
 from envs.replay import replay
 from pbt import fitness
-from pbt.store import State
+from pbt.store import State, digest
 from rayconf.keys import derive_key
 from rayconf.run_config import RunConfig
+
+_BASE_RETURNS: dict[tuple[str, str, str], np.ndarray] = {}
+"""What ``base_returns`` knows in this process."""
 
 
 def training_key(run: RunConfig, pair: str, member: str, generation: int) -> int:
@@ -114,7 +118,11 @@ def train_generation(
     began = time.time()
     iterations = tuple(_iterate(algorithm) for _ in range(run.pbt.interval))
     clock = time.perf_counter()
-    evaluation = evaluate(run, market, algorithm.evaluation_policy(), generation, others)
+    over = None
+    if run.pbt.fitness_over == "base":
+        start = algorithm.anchor_weights()
+        over = {each.pair: base_returns(run, each, start) for each in (market, *others)}
+    evaluation = evaluate(run, market, algorithm.evaluation_policy(), generation, others, over)
     last = iterations[-1].figures
     if last["skipped_steps"] and not last["grad_norm"]:
         # Not one finite gradient: it trains no longer, whatever its averaged weights still earn.
@@ -177,7 +185,12 @@ def _iterate(algorithm: PairPPO) -> Iteration:
 
 
 def evaluate(
-    run: RunConfig, market: PairMarket, policy: Policy, generation: int, others: Sequence[PairMarket] = ()
+    run: RunConfig,
+    market: PairMarket,
+    policy: Policy,
+    generation: int,
+    others: Sequence[PairMarket] = (),
+    over: Mapping[str, np.ndarray] | None = None,
 ) -> Evaluation:
     """Run the deterministic policy over validation, beside it over the end of train, from cash.
 
@@ -185,10 +198,16 @@ def evaluate(
         run: The run.
         market: Of the pair that the population trains under.
         policy: The policy.
-        generation: Keys the bootstrap.
+        generation: Keys the bootstrap of fitness.
         others: Markets of the other pairs that fitness is pooled over.
+        over: By pair net returns [K] on validation of the base, see ``base_returns``, where fitness is over it.
+
+    Raises:
+        ValueError: The base's returns are given and not asked for, or the other way round.
     """
-    played = {each.pair: _play(run, each, policy) for each in (market, *others)}
+    if (run.pbt.fitness_over == "base") != (over is not None):
+        raise ValueError("fitness over the base needs its returns, and no other does")
+    played = {each.pair: _play(run, each, policy, (over or {}).get(each.pair)) for each in (market, *others)}
     accounts = {pair: account for pair, (account, *_) in played.items()}
     measured = fitness.evaluate_each(list(accounts.values()), run.pbt, run.seed, market.pair, generation)
     _, own, trained = zip(*played.values(), strict=True)
@@ -202,7 +221,9 @@ def evaluate(
     return Evaluation(figures, {pair: account.net_return for pair, account in accounts.items()})
 
 
-def _play(run: RunConfig, market: PairMarket, policy: Policy) -> tuple[fitness.Account, float, float | None]:
+def _play(
+    run: RunConfig, market: PairMarket, policy: Policy, over: np.ndarray | None
+) -> tuple[fitness.Account, float, float | None]:
     """The policy's account on validation, and its Sharpe ratios there and at the end of train, if that is as long."""
     span = market.splits["validation"]
     spans = [span]
@@ -232,11 +253,36 @@ def _play(run: RunConfig, market: PairMarket, policy: Policy) -> tuple[fitness.A
         dates[:, 0],
         per_year,
         bool(result.equity[-1, 0] <= run.costs.ruin_fraction),
-        over=result.net_return[:, -1] if recorded else None,
+        over=result.net_return[:, -1] if recorded else over,
     )
     own = len(spans) - len(recorded)
     sharpes = [sharpe(session_returns(result.net_return[:, row], dates[:, row])[0], per_year) for row in range(own)]
     return account, sharpes[0], sharpes[1] if len(sharpes) > 1 else None
+
+
+def base_returns(run: RunConfig, market: PairMarket, weights: State) -> np.ndarray:
+    """Net returns [K] on validation of the policy that a pair started from, computed once in a process.
+
+    Args:
+        run: The run; what PBT moves changes nothing here (``RunConfig`` sees to it).
+        market: The pair's market.
+        weights: The actor's, see ``PairPPO.anchor_weights``.
+    """
+    fixed = run.with_values(dict.fromkeys(run.search, 0.0)).identity
+    key = (fixed, market.pair, digest(weights))
+    if key not in _BASE_RETURNS:
+        result = replay(
+            market,
+            market.splits["validation"],
+            decide_on([build_policy(weights, run, market.scaler.names)], torch.tensor(market.features)),
+            Terms.from_costs(run.costs),
+            run.env.lag,
+            batch=1,
+            leverage=run.costs.leverage,
+            drawdown=uses_drawdown(run),
+        )
+        _BASE_RETURNS[key] = result.net_return[:, 0]
+    return _BASE_RETURNS[key]
 
 
 def prior_targets(market: PairMarket) -> torch.Tensor:

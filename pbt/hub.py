@@ -196,7 +196,7 @@ def _check_summary(where: str, summary: Mapping[str, Any], run: RunConfig, files
             rank = survivor.get("rank") if isinstance(survivor, dict) else None
             if type(rank) is not int or f"survivors/{pair.replace('/', '_')}/{rank}" not in known:
                 raise refuse(where, "summary.json", f"lists a survivor of {pair} (rank {rank!r:.20}) that is not there")
-            named = isinstance(survivor.get("member"), str) and re.fullmatch(r"m\d{2,6}", survivor["member"])
+            named = isinstance(survivor.get("member"), str) and re.fullmatch(r"m\d{2,6}|prior|base", survivor["member"])
             if not named or type(survivor.get("generation")) is not int:
                 raise refuse(where, "summary.json", f"gives no member and generation of {pair} rank {rank}")
         _check_splits(where, pair, entry.get("splits", {}))

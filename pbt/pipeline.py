@@ -27,7 +27,7 @@ from pbt import fitness
 from pbt import population as populations_of
 from pbt.base import base_members
 from pbt.extension import join, joining, plan_lines, write_extension
-from pbt.fallback import the_prior, why_prior
+from pbt.fallback import fallback, why_fallback
 from pbt.gauges import Gauges
 from pbt.manifest import Population
 from pbt.population import PairPopulation
@@ -277,11 +277,11 @@ def _survivors(
     rows = [row for row in lineage if row["window"] == window.number]
     for pair, population in done.populations.items():
         ranked = load_survivors(window.run, window.directory, population, window.markets[pair])
-        reason = why_prior(window.run, population, seen.get((window.number, pair))) if ranked else None
+        reason = why_fallback(window.run, population, seen.get((window.number, pair))) if ranked else None
         if reason is not None:
+            ranked = [fallback(window.run, window.directory, window.markets[pair])]
             if pair in done.references:
-                window.directory.event("fallback", reason, pair=pair)
-            ranked = [the_prior(window.run, window.directory, window.markets[pair])]
+                window.directory.event("fallback", reason, pair=pair, member=ranked[0].snapshot.member)
         found[pair] = ranked
         for survivor in found[pair] if pair in done.references else ():
             export(window.run, home, window.markets[pair], survivor, rows)

@@ -103,6 +103,7 @@ def _replay(args: argparse.Namespace) -> int:
 
 def _chosen(run: RunConfig, directory: "RunDir", args: argparse.Namespace) -> "Snapshot":
     """The snapshot behind the survivor asked for."""
+    from pbt.fallback import PRIOR
     from pbt.finished import known_survivors
     from pbt.manifest import Population
 
@@ -115,7 +116,8 @@ def _chosen(run: RunConfig, directory: "RunDir", args: argparse.Namespace) -> "S
     if args.rank not in places:
         raise UserError(f"--rank: {args.pair} has survivors {', '.join(map(str, places))}, not {args.rank}")
     if not places[args.rank][1]:
-        raise UserError(f"--pair: {args.pair} trades its prior, which nothing trained: there is no schedule to replay")
+        own = "prior, which nothing trained" if places[args.rank][0] == PRIOR else "base, which another run trained"
+        raise UserError(f"--pair: {args.pair} trades its {own}: there is no schedule to replay")
     manifest = directory.manifest(run.leader(args.pair))
     for snapshot in Population.read(manifest).archive:
         if (snapshot.member, snapshot.generation) == places[args.rank]:

@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from rayconf.keys import derive_key
-from rayconf.search import MUTABLE, Range, idle_fields
+from rayconf.search import MUTABLE, OF_POLICY, Range, idle_fields
 from rayconf.sections import (
     DEFAULT_FRACTIONS,
     ENCODERS,
@@ -172,10 +172,15 @@ class RunConfig(Section):
         if self.network.legs == "shared" and self.forecasts.wanted:
             self._check_mirrored()
         for field in ("min_gain", "max_overfitting"):
-            if getattr(self.pbt, field) is not None and self.env.mapping != "residual":
-                raise ValueError(f"pbt.{field}: falls back to a prior, which env.mapping residual alone has")
-        if self.pbt.min_gain is not None and self.pbt.fitness_over != "prior":
-            raise ValueError("pbt.min_gain: is a gain over the prior; set pbt.fitness_over to prior")
+            given = getattr(self.pbt, field) is not None
+            if given and self.env.mapping != "residual" and self.pbt.fitness_over != "base":
+                raise ValueError(
+                    f"pbt.{field}: falls back to a prior, which env.mapping residual alone has, or with "
+                    "pbt.fitness_over base to a base checkpoint"
+                )
+        if self.pbt.min_gain is not None and self.pbt.fitness_over == "cash":
+            raise ValueError("pbt.min_gain: is a gain over prior or base; set pbt.fitness_over to one of them")
+        self._check_anchor()
         if self.pbt.on_drop == "freeze" and not self.network.hidden:
             raise ValueError("pbt.on_drop: freeze needs network.hidden with at least one layer")
         for name, space in self.search.items():
@@ -220,6 +225,28 @@ class RunConfig(Section):
             raise ValueError(
                 f"env.leverage_cap: {self.env.leverage_cap} is above the limit costs.leverage {self.costs.leverage}"
             )
+
+    def _check_anchor(self) -> None:
+        """What needs the weights that the run started from must know them, and one policy that they make."""
+        needs = [f"search.{name}.path" for name, space in self.search.items() if space.path == "optimizer.pull"]
+        needs += ["optimizer.pull"] if self.optimizer.pull else []
+        needs += ["pbt.fitness_over"] if self.pbt.fitness_over == "base" else []
+        if needs and not self.stages.fine_tunes:
+            raise ValueError(
+                f"{needs[0]}: needs the weights of a base checkpoint; name one in stages.base (--base-checkpoint), "
+                "without the stages base and specialists"
+            )
+        if needs and self.data.transferred:
+            raise ValueError(
+                f"data.transferred: pairs cannot join a run that holds on to its base ({needs[0]}); launch them from "
+                "that base in a run of their own"
+            )
+        for name, space in self.search.items():
+            if self.pbt.fitness_over == "base" and space.path in OF_POLICY:
+                raise ValueError(
+                    f"search.{name}.path: {space.path} is part of the base's policy, which pbt.fitness_over base "
+                    "compares with; leave it as the base has it"
+                )
 
     def _check_search(self, name: str, space: Range) -> None:
         """Refuse what the field itself would refuse: the run is checked with every corner of the range in its place."""
@@ -280,6 +307,12 @@ class RunConfig(Section):
             content["stages"] = self.stages.model_dump(mode="json", exclude={"base", "base_digest"})
         text = json.dumps(content, sort_keys=True)
         return f"seed{self.seed}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
+
+    @property
+    def anchored(self) -> bool:
+        """Whether boundary states hold the actor's weights that the run started from: to pull to, or to measure by."""
+        pulled = self.optimizer.pull > 0 or any(space.path == "optimizer.pull" for space in self.search.values())
+        return pulled or self.pbt.fitness_over == "base"
 
     def starts_from_base(self, pair: str) -> bool:
         """Whether the pair started from the run's base checkpoint, whose scale of features it keeps."""

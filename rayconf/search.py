@@ -10,6 +10,7 @@ MUTABLE = (
     "optimizer.learning_rate",
     "optimizer.weight_decay",
     "optimizer.critic_decay_factor",
+    "optimizer.pull",
     "optimizer.encoder_lr_factor",
     "optimizer.muon_ratio",
     "optimizer.max_grad_norm",
@@ -36,6 +37,9 @@ MUTABLE = (
 )
 """Every field that PBT can mutate. ``tests/algos/test_mutables.py`` holds a proof for each that a new value is in force
 at the first step after an exploit; a field without a proof fails it."""
+
+OF_POLICY = ("env.leverage_cap", "env.reach", "env.adjustment", "env.no_trade_band")
+"""Those of ``MUTABLE`` that are part of a policy, beside its weights."""
 
 
 def idle_fields(algo: str, objective: str) -> dict[str, str]:

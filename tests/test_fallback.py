@@ -2,6 +2,7 @@
 what it trades, says and keeps."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ import pytest
 
 from algos.policy import Policy
 from analysis.overfitting import archive_overfitting
-from pbt.fallback import why_prior
+from pbt.base import Base
+from pbt.fallback import why_fallback
 from pbt.manifest import Population, Snapshot
 from pbt.survivor import load_policy
 from rayconf.errors import UserError
-from rayconf.loading import build_config
+from rayconf.loading import build_config, load_file, merge
 from rayconf.run_config import RunConfig
 from tests.commands import launch, run_module, tiny
 
@@ -53,6 +55,11 @@ def test_what_comes_after_a_run_takes_the_prior_as_its_survivor(fallen: Path) ->
     assert "trades its prior, which nothing trained" in replayed.stderr
     again = run_module("pbt.backtest", str(fallen), "--grid", "costs=2")
     assert again.returncode == 0, again.stderr
+    run = build_config(merge(load_file(fallen / "config.yaml"), {"data": {"pairs": ["SYNC/SYND"]}}))
+    one = fallen / "survivors" / "SYNA_SYNB" / "1"
+    (warning,) = Base({"SYNC/SYND": one}).warnings(run)[1:]
+    assert "brings its scale of features to SYNC/SYND, though its universe gave each pair one of its own" in warning
+    assert Base({PAIR: one}).warnings(build_config(load_file(fallen / "config.yaml"))) == []
 
 
 def snapshots(*scores: float) -> Population:
@@ -65,15 +72,20 @@ def residual(**pbt: float) -> RunConfig:
 
 
 def test_the_prior_takes_over_below_the_least_gain_and_above_the_most_overfitting() -> None:
-    assert why_prior(residual(), snapshots(-2.0), None) is None
-    assert why_prior(residual(min_gain=0.2), snapshots(0.1, 0.2), None) is None
-    assert "0.15 less one error, is below" in str(why_prior(residual(min_gain=0.2), snapshots(0.15), None))
+    assert why_fallback(residual(), snapshots(-2.0), None) is None
+    idle = replace(snapshots(0.3).archive[0], idle=True)
+    assert (
+        why_fallback(residual(min_gain=0), replace(snapshots(), archive=(idle,)), None)
+        == "every snapshot idles on validation"
+    )
+    assert why_fallback(residual(min_gain=0.2), snapshots(0.1, 0.2), None) is None
+    assert "0.15 less one error, is below" in str(why_fallback(residual(min_gain=0.2), snapshots(0.15), None))
     noise = 0.01 * np.random.default_rng(0).standard_normal((500, 12))
     skilled = noise + np.linspace(0, 0.01, 12)
     assert archive_overfitting(skilled) < 0.05 < 0.2 < archive_overfitting(noise)
-    assert why_prior(residual(max_overfitting=0.2), snapshots(1.0), skilled) is None
+    assert why_fallback(residual(max_overfitting=0.2), snapshots(1.0), skilled) is None
     assert "on validation is above pbt.max_overfitting 0.2" in str(
-        why_prior(residual(max_overfitting=0.2), snapshots(1.0), noise)
+        why_fallback(residual(max_overfitting=0.2), snapshots(1.0), noise)
     )
 
 

@@ -212,6 +212,12 @@ class OptimizerConfig(Section):
     """Decoupled weight decay of the matrices."""
     critic_decay_factor: NonNegative = 1.0
     """Weight decay of the critic as a multiple of ``weight_decay``; 0: the actor alone decays (Liu et al. 2021)."""
+    pull: NonNegative = 0.0
+    """Weight of half the squared distance of the actor's weights to those of the base checkpoint (L2-SP, Li, Grandvalet
+    and Davoine 2018), decoupled from the gradient as weight decay is: after a gradient step they go the share
+    ``learning rate x pull`` of the way back, at most all of it. Steps of AdamW are about as long as the learning rate,
+    so that no weight gets much farther than 1 / pull from its start: 100 is a short leash. Needs ``stages.base`` and no
+    pre-training stage."""
     schedule: Literal["auto", "cosine", "constant"] = "auto"
     """After warm-up. ``auto``: ``constant`` where PBT mutates the learning rate, else ``cosine`` to the floor."""
     warmup_fraction: Fraction = 0.02

@@ -48,15 +48,16 @@ class PBTConfig(Section):
     """A fall counts when its paired gap exceeds this many standard errors."""
     fitness: Literal["sharpe", "growth"] = "sharpe"
     """``sharpe``: floored Sharpe, median of rolling windows less one error; ``growth``: log growth less one."""
-    fitness_over: Literal["cash", "prior"] | None = None
+    fitness_over: Literal["cash", "prior", "base"] | None = None
     """``prior``: fitness is what the metric gains over the account of ``features.prior``, less the error of the paired
-    difference; ``cash``: the metric itself. Null: ``prior`` with ``env.mapping: residual``, else ``cash``."""
+    difference; ``base``: the same over the policy of the base checkpoint (``stages.base``) that the pair started from;
+    ``cash``: the metric itself. Null: ``prior`` with ``env.mapping: residual``, else ``cash``."""
     min_gain: NonNegative | None = None
-    """Least smoothed fitness over the prior that a pair's best snapshot must have; below it the prior is what the run
-    trades and reports. Null: none is asked for."""
+    """Least smoothed fitness over the prior, or over the base, that a pair's best snapshot must have; below it prior or
+    base are what the run trades and reports. Null: none is asked for."""
     max_overfitting: Fraction | None = None
-    """Probability of overfitting on validation (CSCV) above which the prior is what the run trades and reports; null:
-    whatever it is."""
+    """Probability of overfitting on validation (CSCV) above which the prior, or under ``fitness_over: base`` the base,
+    is what the run trades and reports; null: whatever it is."""
     fitness_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Weight of the past in the exponential mean of fitness that ranks members; 0 ranks by the last evaluation."""
     window: Annotated[int, Field(ge=21)] = 126
@@ -246,6 +247,11 @@ class StagesConfig(Section):
     def pretrain(self) -> bool:
         """Whether populations start from a pre-trained encoder."""
         return self.run != ("population",)
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether populations start from the actor of a base checkpoint."""
+        return not self.pretrain and (self.base is not None or self.base_digest is not None)
 
     @property
     def freezes(self) -> bool:

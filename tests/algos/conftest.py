@@ -20,6 +20,9 @@ SMALL = (
     "env.episode_bars=12",
     "optimizer.learning_rate=0.003",
 )
+BASE = "stages.base=runs/base"
+"""For what needs a base checkpoint: the initial weights of an algorithm that is given no state stand for the base's."""
+LEASH = (BASE, "optimizer.pull=30")
 
 
 def small_run(*assignments: str) -> RunConfig:

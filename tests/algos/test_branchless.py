@@ -20,7 +20,7 @@ from algos.env_runner import REWARD_MEAN, BatchedEnvRunner
 from algos.minibatches import SlabOrder
 from algos.optimizers import WeightAverage, build_optimizers, optimizer_tensors, step_unless
 from rayconf.errors import UserError
-from tests.algos.conftest import small_config, small_run
+from tests.algos.conftest import LEASH, small_config, small_run
 from tests.algos.test_learner import make_learner, one_step
 
 WAITS = {"_local_scalar_dense", "nonzero", "unique_consecutive", "masked_select", "equal", "repeat_interleave"}
@@ -116,6 +116,7 @@ def test_updates_equal_to_the_bit(ray_session: None, kind: str, encoder: str) ->
         f"network.encoder={encoder}",
         "network.encoder_width=8",
         "network.encoder_window=9",
+        *LEASH,
         optimizer_kind=kind,
         ema_half_life=4.0,
         grad_clip=0.05,
@@ -133,8 +134,8 @@ def test_updates_equal_to_the_bit(ray_session: None, kind: str, encoder: str) ->
 @pytest.mark.parametrize("kind", ["adamw", "muon_mix"])
 @pytest.mark.parametrize("spoilt", [float("nan"), float("inf"), 1e30])
 def test_a_gradient_that_is_not_finite_moves_nothing(ray_session: None, kind: str, spoilt: float) -> None:
-    """Also after steps that did: moments, averaged weights, schedule."""
-    config = small_config(optimizer_kind=kind, ema_half_life=4.0)
+    """Also after steps that did: moments, averaged weights, schedule; nor does a pull."""
+    config = small_config(*LEASH, optimizer_kind=kind, ema_half_life=4.0)
     batch = BatchedEnvRunner(config=config).sample()[0]
     learner = learner_for(config, True)
     learner.update(**{**one_step(config, batch), "num_epochs": 2, "minibatch_size": 128})

@@ -26,7 +26,7 @@ from algos.pair_ppo import PairPPO
 from envs import ledger
 from rayconf.run_config import RunConfig
 from rayconf.search import MUTABLE
-from tests.algos.conftest import small_run
+from tests.algos.conftest import BASE, small_run
 
 Build = Callable[..., PairPPO]
 Tensors = dict[str, Tensor]
@@ -173,6 +173,16 @@ def critic_decay_factor(new: Update, old: Update, value: float) -> None:
             assert slope(extra, before) == pytest.approx(-0.003 * 10 * (value - 1), rel=1e-2), name
         else:
             assert torch.equal(new.moved(name), old.moved(name)), name
+
+
+def pull(new: Update, old: Update, value: float) -> None:
+    """The actor goes a share of the way back that it had come, after the same gradient step."""
+    share = 0.003 * value
+    for name in new.names:
+        after, start = old.states[1][f"module/{name}"], old.states[1].get(f"anchor/{name}")
+        assert (start is not None) == name.startswith("pi."), name
+        expected = after if start is None else after + share * (start - after)
+        torch.testing.assert_close(new.states[1][f"module/{name}"], expected, rtol=0, atol=1e-7, msg=name)
 
 
 def kl_stop(new: Update, old: Update, value: float) -> None:
@@ -361,6 +371,10 @@ PROOFS: dict[str, list[Case]] = {
     "optimizer.learning_rate": [Case(1e-5, 1e-2, 0.0007, learning_rate, scale="log")],
     "optimizer.weight_decay": [Case(0, 20, 10.0, weight_decay, RATE)],
     "optimizer.critic_decay_factor": [Case(0, 2, 0.0, critic_decay_factor, (*RATE, "optimizer.weight_decay=10"))],
+    "optimizer.pull": [
+        Case(0, 100, 80.0, pull, (*RATE, BASE)),
+        Case(0, 100, 80.0, pull, (*DIRECT, *RATE, "optimizer.learning_rate=0.003", BASE)),
+    ],
     "optimizer.encoder_lr_factor": [
         Case(0.1, 10, 0.25, encoder_lr_factor),
         Case(0.1, 10, 4.0, encoder_lr_factor, GRU),

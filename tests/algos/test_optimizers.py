@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from algos.module import perceptron
-from algos.optimizers import WeightAverage, build_optimizers, hidden_matrices, schedule_factor
+from algos.optimizers import WeightAverage, build_optimizers, hidden_matrices, pull_back, schedule_factor
 from rayconf.errors import UserError
 
 
@@ -110,3 +110,28 @@ def test_initial_weights_are_orthogonal_and_leave_the_global_generator_alone() -
     gram = pi[2].weight @ pi[2].weight.T
     torch.testing.assert_close(gram, 2 * torch.eye(16), rtol=0, atol=1e-5)
     assert float(pi[4].weight.detach().norm()) == pytest.approx(0.01 * math.sqrt(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon_mix"])
+def test_without_gradient_pulled_weights_decay_geometrically_to_where_they_started(kind: str) -> None:
+    """By the learning rate of their own group; what has no anchor, or rests, stays."""
+    module = net()
+    optimizers = build_optimizers(module, kind, 0.01, 2.0, 0.0)
+    named = dict(module.named_parameters())
+    anchor = {p: p.detach() + 1 for name, p in named.items() if name.startswith("pi.")}
+    before = {name: p.detach().clone() for name, p in named.items()}
+    for name, p in named.items():
+        p.grad = None if name == "pi.4.bias" else torch.zeros_like(p)
+    for _ in range(30):
+        for optimizer in optimizers.values():
+            optimizer.step()
+        pull_back(optimizers, anchor, 5.0)
+    for name, p in named.items():
+        moves = p in anchor and name != "pi.4.bias"
+        share = 0.1 if kind == "muon_mix" and name == "pi.2.weight" else 0.05
+        expected = before[name] + (1 - (1 - share) ** 30) * moves
+        torch.testing.assert_close(p.detach(), expected, rtol=0, atol=1e-5, msg=name)
+    pull_back(optimizers, anchor, 1000.0, torch.tensor(1.0))
+    assert not torch.equal(named["pi.0.weight"], anchor[named["pi.0.weight"]])
+    pull_back(optimizers, anchor, 1000.0, torch.tensor(0.0))
+    assert torch.equal(named["pi.0.weight"], anchor[named["pi.0.weight"]]), "the whole way, and not beyond"

@@ -17,7 +17,7 @@ from algos.evaluation import replay_policy
 from algos.markets import market_for, provide
 from algos.pair_ppo import PairPPO
 from rayconf.errors import UserError
-from tests.algos.conftest import small_config, small_run
+from tests.algos.conftest import LEASH, small_config, small_run
 
 Build = Callable[..., PairPPO]
 KINDS = ["adamw", "muon_mix"]
@@ -34,14 +34,15 @@ def trained(build: Build, *, kind: str = "adamw", iterations: int = 1, **trainin
     return algorithm
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_going_on_equals_loading_the_boundary_elsewhere(build: Build, kind: str) -> None:
-    first = trained(build, kind=kind)
+@pytest.mark.parametrize(("kind", "settings"), [("adamw", ()), ("muon_mix", ()), ("adamw", LEASH)])
+def test_going_on_equals_loading_the_boundary_elsewhere(build: Build, kind: str, settings: tuple[str, ...]) -> None:
+    first = build(*settings, optimizer_kind=kind)
+    first.train()
     boundary = first.boundary_state()
     first.reseed(77)
     first.train()
 
-    other = build(optimizer_kind=kind, key=123)  # other weights, other streams: all of it must be replaced
+    other = build(*settings, optimizer_kind=kind, key=123)  # other weights, other streams: all of it must be replaced
     other.load_boundary_state(boundary)
     assert same(other.boundary_state(), boundary)
     other.reseed(77)
@@ -49,6 +50,7 @@ def test_going_on_equals_loading_the_boundary_elsewhere(build: Build, kind: str)
     assert same(first.boundary_state(), other.boundary_state())
     assert not same(first.boundary_state(), boundary)
     assert any(name.startswith("optimizer/") for name in boundary)
+    assert any(name.startswith("anchor/") for name in boundary) == bool(settings), "other states stay as they are"
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def test_encoders_train_go_on_from_a_boundary_and_evaluate(
     build: Build, tmp_path: Path, encoder: str, kind: str
 ) -> None:
     settings = [f"network.encoder={encoder}", "network.encoder_window=9", "network.encoder_width=8"]
-    settings += [f"optimizer.kind={kind}", "costs.ruin_fraction=0.97"]  # ruins change the starts foreseen
+    settings += [*LEASH, f"optimizer.kind={kind}", "costs.ruin_fraction=0.97"]  # ruins change the starts foreseen
     first = build(*settings)
     first.train()
     boundary = first.boundary_state()
@@ -89,10 +91,11 @@ def test_an_encoder_reaches_remote_runners_and_learner(build: Build) -> None:
     assert algorithm.last_iteration()["env_steps"] == 512
 
 
-@pytest.mark.parametrize("lost", ["optimizer/adamw/exp_avg/", "ema/", "tail_quantile", "schedule/steps"])
+@pytest.mark.parametrize("lost", ["optimizer/adamw/exp_avg/", "ema/", "tail_quantile", "schedule/steps", "anchor/"])
 def test_a_state_that_lost_a_part_goes_on_differently(build: Build, lost: str) -> None:
     """Broken on purpose: each part of the boundary matters, and none may be missing."""
-    first = trained(build, warmup_fraction=0.9, total_updates=3)
+    first = build(*LEASH, warmup_fraction=0.9, total_updates=3)
+    first.train()
     boundary = first.boundary_state()
     assert any(name.startswith(lost) for name in boundary)
     with pytest.raises(ValueError, match="does not fit"):
@@ -100,7 +103,7 @@ def test_a_state_that_lost_a_part_goes_on_differently(build: Build, lost: str) -
 
     results = []
     for state in (boundary, {k: v * 0 if k.startswith(lost) else v for k, v in boundary.items()}):
-        algorithm = build("env.cvar_weight=0.1", warmup_fraction=0.9, total_updates=3)
+        algorithm = build("env.cvar_weight=0.1", *LEASH, warmup_fraction=0.9, total_updates=3)
         algorithm.load_boundary_state(state)
         algorithm.reseed(3)
         algorithm.train()

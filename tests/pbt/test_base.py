@@ -13,8 +13,9 @@ from algos.markets import market_key
 from algos.pair_ppo import PairPPO
 from envs.market import PairMarket, load_markets
 from envs.scaler import Scaler
+from pbt import fitness
 from pbt.base import BASE, base_state, find_base, kept_base
-from pbt.generation import enter, evaluate, initial_key
+from pbt.generation import enter, evaluate, initial_key, train_segment, training_key
 from pbt.manifest import Population
 from pbt.run_dir import RunDir
 from pbt.store import ReturnStore
@@ -57,6 +58,80 @@ def test_before_any_training_it_is_the_survivor(
             base_state(run, market, folder)
 
 
+DIRECT = {"windows": 16, "window_bars": 12, "burn_bars": 3, "steps": 4}
+
+
+@pytest.mark.parametrize("algo", ["ppo", "direct"])
+def test_fitness_over_the_base_is_nil_where_nothing_is_learned_or_a_pull_takes_it_back(
+    algo: str, ray_session: None, undisturbed: Path, tiny_run: RunConfig, tiny_markets: Mapping[str, PairMarket]
+) -> None:
+    """And else what the account gains over that of the base, as the base's own run has recorded it."""
+    market, folder = tiny_markets[PAIR], undisturbed / "survivors" / "SYNC_SYND" / "1"
+    best = Population.read(undisturbed / "state" / "SYNC_SYND.json").archive[0]
+    recorded = ReturnStore(LocalStorage(undisturbed)).load((PAIR, best.member, best.generation))
+    span = market.splits["validation"]
+    dates, per_year = market.dates[span.start : span.stop - 1], market.sessions_per_year
+    found = {}
+    for name, rate, pull in (("still", 1e-12, 0.0), ("free", 3e-3, 0.0), ("short", 3e-3, 200.0), ("tied", 3e-3, 1e9)):
+        optimizer = {"learning_rate": rate, "pull": pull, "warmup_fraction": 0, "ema_half_life": 0}
+        about = {"algo": algo, "direct": DIRECT, "optimizer": optimizer, "pbt": {"fitness_over": "base"}}
+        run = with_base(tiny_run.model_copy(update={"search": {}}), undisturbed, **about)
+        state = base_state(run, market, folder)
+        key = training_key(run, PAIR, "m00", 1)
+        found[name] = trained = train_segment(run, market, {}, state, key, 1, init_key=0)
+        anchor = {key: tensor for key, tensor in state.items() if key.startswith("anchor/")}
+        assert len(anchor) == 6
+        assert all(trained.state[key].equal(tensor) for key, tensor in anchor.items())
+        if name == "tied":
+            assert all(trained.state[f"module/{key.removeprefix('anchor/')}"].equal(t) for key, t in anchor.items())
+            assert algo == "direct" or not trained.state["module/vf.0.weight"].equal(state["module/vf.0.weight"])
+        ours = trained.evaluation
+        gain = fitness.evaluate(
+            ours.net_return, np.ones(span.rows), dates, per_year, False, run.pbt, run.seed, PAIR, 1, over=recorded
+        )
+        assert (ours.figures["fitness"], ours.figures["fitness_se"]) == (gain.value, gain.se)
+    gains = {name: trained.evaluation.figures["fitness"] for name, trained in found.items()}
+    assert gains["still"] == gains["tied"] == 0 != gains["free"]
+    begun = base_state(run, market, folder)
+    far = {
+        name: max(float((t.state[key] - begun[key]).abs().max()) for key in begun if key.startswith("module/pi."))
+        for name, t in found.items()
+    }
+    assert far["tied"] == 0 < far["short"] < min(far["free"], 1 / 200 + 1e-6)
+    with pytest.raises(ValueError, match="fitness over the base needs its returns"):
+        evaluate(run, market, policy_from_state(begun, run, market.scaler.names), 1)
+
+
+MISTAKES: Mapping[str, tuple[Mapping[str, Mapping[str, object]], str]] = {
+    "pull": ({"optimizer": {"pull": 1}, "stages": {"base": None}}, r"optimizer\.pull: needs the weights of a base"),
+    "moved": (
+        {"search": {"x": {"path": "optimizer.pull", "low": 1, "high": 9}}, "stages": {"base": None}},
+        r"search\.x\.path: needs the weights of a base checkpoint; name one in stages\.base",
+    ),
+    "fitness": ({"pbt": {"fitness_over": "base"}, "stages": {"base": None}}, r"pbt\.fitness_over: needs the weights"),
+    "encoder": (
+        {"optimizer": {"pull": 1}, "network": {"encoder": "gru"}, "stages": {"run": ["base", "population"]}},
+        r"optimizer\.pull: .* without the stages base and specialists",
+    ),
+    "brake": (
+        {"search": {"x": {"path": "env.reach", "low": 0.1, "high": 0.5}}, "pbt": {"fitness_over": "base"}},
+        r"search\.x\.path: env\.reach is part of the base's policy",
+    ),
+    "gain": (
+        {"env": {"mapping": "residual"}, "pbt": {"min_gain": 0, "fitness_over": "cash"}},
+        r"pbt\.min_gain: is a gain over prior or base; set pbt\.fitness_over",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_leash_needs_what_it_is_tied_to(mistake: str, tiny_run: RunConfig, tmp_path: Path) -> None:
+    settings, message = MISTAKES[mistake]
+    known = tiny_run.model_dump(mode="json", exclude={"search"})
+    with pytest.raises(UserError, match=message):
+        build_config(merge(merge(known, {"stages": {"base": str(tmp_path)}}), settings))
+
+
 def with_base(run: RunConfig, base: Path, **sections: object) -> RunConfig:
     return build_config(merge(run.model_dump(mode="json"), {"stages": {"base": str(base)}, **sections}))
 
@@ -96,8 +171,17 @@ def test_the_survivors_scaler_stays(undisturbed: Path, tiny_run: RunConfig, tmp_
     run, directory = base.recorded(run), RunDir(tmp_path)
     base.keep(directory)
     text = (undisturbed / "survivors" / "SYNC_SYND" / "1" / "scaler.json").read_text()
-    market = windows_of(run, directory, kept_base(run, directory).scalers)[0].markets[PAIR]
-    assert market.scaler.to_json() + "\n" == text
+    for settings in ({}, {"universe": {"pairs": [PAIR, "SYNA/SYNB"]}}):
+        own = build_config(merge(run.model_dump(mode="json"), settings))
+        markets = windows_of(own, directory, kept_base(own, directory).scalers)[0].markets
+        for pair, found in markets.items():
+            folder = undisturbed / "survivors" / pair.replace("/", "_") / "1"
+            assert found.scaler.to_json() + "\n" == (folder / "scaler.json").read_text()
+            assert (found.training is not None) == bool(settings)
+            if found.training is not None:
+                scalers = dict(zip(found.training.pairs, found.training.scalers, strict=True))
+                assert scalers[pair] is found.scaler, "the universe's copy of the pair keeps it too"
+    market = markets[PAIR]
     assert "features keep the scale of the base checkpoint" in "".join(market.notes)
     fitted = load_markets(build_config(merge(tiny_run.model_dump(mode="json"), fields)))[PAIR]
     assert fitted.scaler.to_json() != market.scaler.to_json()
