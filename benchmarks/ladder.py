@@ -100,7 +100,8 @@ RESIDUAL = ("env.mapping=residual", "features.prior=vol_target", "env.reach=0.25
 
 DIRECT = ("algo=direct", "direct.windows=512", "network.dropout=0.4", "optimizer.weight_decay=0.01")
 HISTORIES = ("augment.histories=3",)
-BEST = (*RESIDUAL, *DIRECT, *HISTORIES)
+SHARED = (*RESIDUAL, *DIRECT, *HISTORIES, "network.legs=shared")
+MORE = ("augment.histories=6",)
 NEUTRAL = ("env.mapping=neutral",)
 REGULARISED = (
     "network.dropout=0.3",
@@ -112,6 +113,7 @@ SHUFFLED = ("data.placebo=shuffled_days",)
 HELD_OUT = ("universe.held_out=[AAPL, AMZN, MSFT]",)
 POPULATION = (
     "pbt.pooled=true",
+    "universe.tickers=['*']",  # those of a fold, whichever it is
     "pbt.archive_of=last",
     "pbt.survivors=6",
     "backtest.cost_bps=[]",
@@ -151,7 +153,7 @@ ROWS = (
     Row("ppo_last", "pair", snapshot="last"),
     Row("ppo", "pair"),
     Row("ppo_ensemble", "ensemble", of="ppo"),
-    Row("ppo_neutral", "pair", NEUTRAL),
+    Row("ppo_neutral_last", "pair", NEUTRAL, "last"),
     Row("residual", "pair", RESIDUAL),
     Row("residual_ensemble", "ensemble", of="residual"),
     Row("universe", "universe", RESIDUAL, budget=6, looks=12),
@@ -162,11 +164,16 @@ ROWS = (
     Row("direct", "universe", (*RESIDUAL, *DIRECT), budget=12, looks=14),
     Row("direct_last", "universe", (*RESIDUAL, *DIRECT), "last", budget=12, looks=14),
     Row("direct_ensemble", "ensemble", of="direct"),
-    Row("direct_augmented", "universe", BEST, budget=24, looks=14),
-    Row("direct_augmented_last", "universe", BEST, "last", budget=24, looks=14),
+    Row("direct_augmented", "universe", (*RESIDUAL, *DIRECT, *HISTORIES), budget=24, looks=14),
+    Row("direct_augmented_last", "universe", (*RESIDUAL, *DIRECT, *HISTORIES), "last", budget=24, looks=14),
     Row("direct_augmented_ensemble", "ensemble", of="direct_augmented"),
     Row("direct_augmented_last_ensemble", "ensemble", snapshot="last", of="direct_augmented_last"),
-    Row("direct_augmented_neutral", "universe", (*NEUTRAL, *DIRECT, *HISTORIES), "last", budget=24, looks=14),
+    Row("shared", "universe", SHARED, budget=24, looks=14),
+    Row("shared_last", "universe", SHARED, "last", budget=24, looks=14),
+    Row("more", "universe", (*SHARED, *MORE), budget=24, looks=14),
+    Row("more_last", "universe", (*SHARED, *MORE), "last", budget=24, looks=14),
+    Row("more_last_ensemble", "ensemble", snapshot="last", of="more_last"),
+    Row("neutral_last", "universe", (*SHARED, *NEUTRAL, "features.prior=flat"), "last", budget=24, looks=14),
     *(
         Row(f"direct_{arm}", "run", (*ARM, f"pbt.arm={arm}"), budget=6, looks=8, members=6)
         for arm in ("pbt", "random", "fixed")
@@ -181,15 +188,15 @@ ROWS = (
         looks=8,
         members=2,
     ),
-    Row("leashed", "run", (*BEST, *LEASH), of="direct_augmented_last", budget=2, members=2),
-    Row("met", "universe", BEST, "last", budget=24, looks=14, shown=UNMET),
-    Row("held_out", "universe", (*BEST, *HELD_OUT), "last", budget=24, looks=14, shown=UNMET),
+    Row("leashed", "run", (*SHARED, *LEASH), of="shared_last", budget=2, members=2),
+    Row("met", "universe", SHARED, "last", budget=24, looks=14, shown=UNMET),
+    Row("held_out", "universe", (*SHARED, *HELD_OUT), "last", budget=24, looks=14, shown=UNMET),
     Row("equal_weight_shuffled", "baseline", SHUFFLED, of="equal_weight"),
     Row("vol_target_shuffled", "baseline", SHUFFLED, of="vol_target"),
     Row(
         "shuffled",
         "universe",
-        (*BEST, *SHUFFLED),
+        (*SHARED, *SHUFFLED),
         "last",
         budget=24,
         looks=14,

@@ -30,8 +30,13 @@ SMALL = (
     "network.hidden=[8, 8]",
     "pbt.bootstrap=99",
 )
-TOGETHER = Row("together", "universe")
-LADDER = Ladder(rows=(*ROWS, TOGETHER), base=(*BASE, *SMALL), budget=2 * 4096, seeds=2)
+TOGETHER = Row("together", "universe", snapshot="last")
+WHOLE = ("pbt.arm=fixed", "pbt.archive_of=last", "backtest.cost_bps=[]", "resources.cpus=1")
+POOLED = Row("pooled", "run", (*WHOLE, "pbt.pooled=true", "universe.tickers=['*']"))
+LEASHED = Row(
+    "leashed", "run", (*WHOLE, "stages.base=.", "pbt.fitness_over=base", "pbt.min_gain=100"), of="together", looks=1
+)
+LADDER = Ladder(rows=(*ROWS, TOGETHER, POOLED, LEASHED), base=(*BASE, *SMALL), budget=2 * 4096, seeds=2)
 NAMES = ("equal_weight", "vol_target", "ppo", "ppo_ensemble")
 QUIET = Console(file=io.StringIO())
 
@@ -223,6 +228,21 @@ def test_the_universe_is_one_learner_chosen_on_all_its_pairs(measured: Benchmark
     last = int(table.generation.iloc[-1])
     values = [evaluate(run, market_of(run, pair), one, last).figures["fitness"] for pair in PAIRS]
     assert table.fitness.iloc[-1] == np.mean(values)
+
+
+def test_a_whole_run_is_evaluated_as_the_learner_that_it_trains(measured: Benchmark) -> None:
+    """A pooled population of one is the universe's learner; a leash that gains too little leaves it as it was."""
+    benchmark = replace(measured, folds=measured.folds[:1], ladder=replace(LADDER, seeds=1))
+    assert measure(benchmark, [LEASHED, POOLED, TOGETHER], QUIET) <= 1 + 1 + 2
+    learner = benchmark.found(TOGETHER)
+    for row in (POOLED, LEASHED):
+        cells = benchmark.found(row)
+        assert cells.keys() == learner.keys()
+        for key, cell in cells.items():
+            expected, own = daily(learner[key]), daily(cell)
+            expected = expected[expected.policy == "last"].reset_index(drop=True)
+            assert set(own.policy) == {"headline"}
+            pd.testing.assert_frame_equal(own.drop(columns="policy"), expected.drop(columns="policy"), check_exact=True)
 
 
 def test_choice_sees_no_bar_from_2010_on(ray_session: None, data: Path, tmp_path: Path) -> None:
