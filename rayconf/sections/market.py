@@ -21,7 +21,7 @@ class DataConfig(Section):
     dir: str | None = None
     """Directory or ``hf://datasets/OWNER/NAME`` with one CSV or Parquet file per ticker; null: synthetic."""
     pairs: Listed = ("SYNA/SYNB", "SYNC/SYND")
-    """Pairs to train, each ``AAA/BBB``; every pair has its own population."""
+    """Pairs to train, each ``AAA/BBB``; every pair has its own population, unless ``pbt.pooled``."""
     transferred: tuple[str, ...] = ()
     """Those of the pairs that joined with --extend, starting from the archives of the others; written, not set."""
     fill: Literal["open", "close"] = "open"

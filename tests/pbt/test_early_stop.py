@@ -48,7 +48,7 @@ def test_one_pair_ends_early_and_the_other_goes_on(
     early.committed = early.committed.advanced(mark=Mark(1000.0, 0.0))
     # Nobody comes near this peak either, so whoever is not replaced at the other's first barrier is frozen.
     late = populations[LATE]
-    ReturnStore(directory.storage).save((LATE, "m09", 0), np.linspace(0.04, 0.05, len(late._clock.dates)))
+    ReturnStore(directory.storage).save((LATE, "m09", 0), np.linspace(0.04, 0.05, len(late._calendar)))
     peak = Peak("0" * 16, "m09", 0, 1000.0, 0)
     members = {name: replace(m, peak=peak, frozen=name == "m00") for name, m in late.committed.members.items()}
     late.committed = late.committed.advanced(members=members)
