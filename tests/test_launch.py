@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,9 +181,14 @@ def terminal(arguments: list[str]) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", painted.decode(errors="replace"))
 
 
-def test_an_interrupt_ends_cleanly_and_can_be_resumed(tmp_path: Path) -> None:
+def test_an_interrupt_ends_cleanly_even_where_python_drops_it(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        command(*tiny(tmp_path)), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tests.faults.saboteur", "an-interrupt-is-lost", *tiny(tmp_path)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 5 * MINUTES
     while not (tmp_path / "tiny" / "state" / "SYNA_SYNB.json").is_file():
@@ -193,6 +199,7 @@ def test_an_interrupt_ends_cleanly_and_can_be_resumed(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=2 * MINUTES)
     assert process.returncode == 130
+    assert "Exception ignored in: <function an_interrupt_is_lost" in errors
     assert errors.strip().splitlines()[-1].startswith("pairpbt: interrupted")
     assert below, "Ray runs as children of the command"
     deadline = time.monotonic() + MINUTES
