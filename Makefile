@@ -7,11 +7,15 @@ BENCH_PY := .venv-bench/bin/python
 BENCH_STAMP := .venv-bench/.installed
 FOLDERS := rayconf envs algos pbt analysis tests benchmarks
 CACHES := build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+# The half of the tests that computes, in one process; the other half launches the command again and again, waits for
+# processes of its own and holds every test that is not listed here.
+COMPUTING := tests/algos tests/analysis tests/envs tests/pbt tests/rayconf tests/test_benchmarks.py \
+  tests/test_generalisation_benchmark.py
 
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cluster lint format bench bench-gpu clean
+.PHONY: help setup demo test test-computing test-launching test-cluster lint format bench bench-gpu clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -23,9 +27,18 @@ demo: $(STAMP)  ## Train, backtest and report on the embedded market
 	  print('torch', torch.__version__.split('+')[0], f'(CUDA {cuda} build)' if cuda else '(CPU build)')"
 	@$(PY) -m pbt.launch --preset demo
 
-test: export OMP_NUM_THREADS := 1
-test: $(STAMP)  ## Run all tests
-	@$(PY) -m pytest
+test: $(STAMP)  ## Run all tests, in two halves side by side
+	@mkdir -p build && rm -f build/test-*.log
+	@$(MAKE) --no-print-directory -k -j2 test-computing test-launching; status=$$?; \
+	  grep -E '^(FAILED|ERROR) |^=* ?[0-9]+ .* in [0-9.]+s' build/test-*.log; exit $$status
+
+test-computing: TESTS := $(COMPUTING)
+test-launching: TESTS := tests $(COMPUTING:%=--ignore=%)
+test-computing test-launching: export OMP_NUM_THREADS := 1
+test-computing test-launching: SHELL := bash
+test-computing test-launching: $(STAMP)
+	@mkdir -p build
+	@set -o pipefail; $(PY) -m pytest $(TESTS) 2>&1 | tee build/$@.log | sed -u 's/^/$(@:test-%=%)  /'
 
 test-cluster: export OMP_NUM_THREADS := 1
 test-cluster: $(STAMP)  ## Try the cluster files on machines made of namespaces (Linux, root; minutes)

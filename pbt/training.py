@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.progress_reporter import TrialProgressCallback
 
@@ -20,6 +21,7 @@ from pbt.watchdog import Watchdog
 from rayconf import node_probe
 from rayconf.remote_storage import RemoteStorage
 from rayconf.run_config import RunConfig
+from rayconf.session import check_signals
 
 # Loggers and progress are ours; one result at a time keeps barriers exact; Tune's own state is never restored, so it
 # need not be written often. Pending trials beyond the slots would take actors from one another.
@@ -108,7 +110,7 @@ def train(
             storage_path=attempts.path if isinstance(attempts, RemoteStorage) else attempts.place,
             storage_filesystem=attempts.system if isinstance(attempts, RemoteStorage) else None,
             verbose=0,
-            callbacks=[Revival(scheduler), Watchdog(run, scheduler), fleet, NoProgress()],
+            callbacks=[Signals(), Revival(scheduler), Watchdog(run, scheduler), fleet, NoProgress()],
             failure_config=tune.FailureConfig(max_failures=-1),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
@@ -120,6 +122,7 @@ def train(
         raise scheduler.fatal or error from None  # Tune knows its own wrapping only
     finally:
         fleet.close()
+    check_signals()
     unfinished = [pair for pair, population in scheduler.populations.items() if not population.complete]
     if unfinished or len(results) != len(tickets):
         raise RuntimeError(f"training ended before {', '.join(unfinished) or 'all members'} finished")
@@ -132,6 +135,14 @@ def _keep_off_the_terminal() -> None:
     for handler in list(log.handlers):
         log.removeHandler(handler)
     log.propagate = True
+
+
+class Signals(Callback):
+    """Ends training at the next turn of Tune's loop if what a signal raised was lost."""
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Look for a signal."""
+        check_signals()
 
 
 class NoProgress(TrialProgressCallback):

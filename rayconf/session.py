@@ -254,7 +254,8 @@ def start_ray(resources: ResourcesConfig, address: str | None = None, held: int 
 
     Without ``address`` Ray starts here with ``resources``, even where ``RAY_ADDRESS`` or another Ray invites
     it to join; with one, it joins that cluster. Its object store has room for ``held`` MiB to train on. Within the
-    block SIGTERM raises ``SystemExit(143)``. Yields the CPUs and GPUs that Ray has.
+    block SIGTERM raises ``SystemExit(143)``, and what a signal raised can be raised again by ``check_signals``. Yields
+    the CPUs and GPUs that Ray has.
 
     Raises:
         UserError: when a GPU is asked for and there is none, the dashboard is and not installed, or no Ray answers at
@@ -270,7 +271,7 @@ def start_ray(resources: ResourcesConfig, address: str | None = None, held: int 
     import ray
 
     on_main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         # Ray puts the driver's current folder first on every worker's path, whatever the driver's own path is;
         # started from the rooms' folder, no file of the user's shadows a room in a worker.
@@ -301,16 +302,33 @@ def start_ray(resources: ResourcesConfig, address: str | None = None, held: int 
                         f"--address: {address!r} asks for a token and there is none here; copy ~/.ray/auth_token from "
                         "where the cluster was started"
                     ) from error
-        if on_main:
-            signal.signal(signal.SIGTERM, _terminate)
+        for number in before if on_main else ():
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _end)
         if machine is None:
             machine = offered()
         yield machine
     finally:
         ray.shutdown()
-        if on_main:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items() if on_main else ():
+            signal.signal(number, handler)
+        _received.clear()
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)
+_received: list[int] = []
+"""Signals that came within ``start_ray`` and end the run."""
+
+
+def _end(signum: int, frame: FrameType | None) -> None:
+    _received.append(signum)
+    check_signals()
+
+
+def check_signals() -> None:
+    """Raise again what SIGINT or SIGTERM raised within ``start_ray``, if one came.
+
+    Python drops what a signal's handler raises while a weakref's callback runs, and every import runs one: all that
+    is left is a line "Exception ignored". So what must end does not rely on the handler alone.
+    """
+    if _received:
+        raise KeyboardInterrupt if _received[-1] == signal.SIGINT else SystemExit(128 + _received[-1])

@@ -66,11 +66,11 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One tiny run by the real command, for every test that only looks at it."""
+    """One tiny run by the real command on two CPUs, for every test that only looks at it."""
     from tests.commands import launch, tiny
 
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = launch(*tiny(folder))
+    done = launch(*tiny(folder, "--set", "resources.cpus=2"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] == f"report {folder / 'tiny' / 'report.html'}"
     assert "ensemble" in done.stdout

@@ -20,7 +20,7 @@ def test_a_cluster_gives_the_frames_of_one_machine(undisturbed: Path, tmp_path: 
     closed.write_text("no folder")
     with small_cluster() as address:
         refused = launch(*tiny(closed / "runs", "--address", address))
-        done = launch(*tiny(tmp_path, "--address", address))
+        done = launch(*tiny(tmp_path, "--address", address, "--set", "resources.cpus=2"))
     assert refused.returncode == 2
     assert refused.stderr.startswith("pairpbt: --address: ")
     assert len(refused.stderr.splitlines()) == 1

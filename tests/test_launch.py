@@ -8,19 +8,24 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from analysis import report
 from analysis.frames import KEYS, schema_of
 from analysis.statistics import evidence
 from analysis.timing import first_gradient
 from envs.bars import load_bars
+from pbt import backtest, status
+from pbt.launch import main
 from rayconf.sections import DataConfig
 from tests.commands import MINUTES, command, environment, launch, run_module, tiny
 from tests.conftest import ROOT
@@ -129,34 +134,6 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in listed]
 
 
-def test_killed_and_resumed_equals_undisturbed(undisturbed: Path, tmp_path: Path) -> None:
-    """SIGKILL between barriers; the resumed run, watched in a terminal, ends with the same frames."""
-    run = tmp_path / "tiny"
-    process = subprocess.Popen(command(*tiny(tmp_path)), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 5 * MINUTES
-    manifest = run / "state" / "SYNA_SYNB.json"
-    while not (manifest.is_file() and json.loads(manifest.read_text())["generation"] == 1):
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (run / "frames" / "daily.parquet").exists()
-
-    screen = terminal(command("--resume", "--run-dir", str(tmp_path), "--name", "tiny"))
-    assert "ensemble" in screen
-    assert frame_bytes(run) == frame_bytes(undisturbed)
-    assert "resume" in set(pd.read_parquet(run / "frames" / "events.parquet").kind)
-    repaints = screen.count("hyperparameters of the best")
-    assert repaints >= 2
-
-    again = launch("--resume", "--run-dir", str(tmp_path), "--name", "tiny")
-    assert (again.returncode, again.stdout.strip()) == (0, f"complete; report {run / 'report.html'}")
-    changed = launch("--resume", "--run-dir", str(tmp_path), "--name", "tiny", "--set", "ppo.gamma=0.9")
-    assert changed.returncode == 2
-    assert "ppo.gamma was 0.95" in changed.stderr
-
-
 def terminal(arguments: list[str]) -> str:
     """What a run paints on a pseudo-terminal of 120 columns."""
     ours, theirs = pty.openpty()
@@ -180,12 +157,21 @@ def terminal(arguments: list[str]) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", painted.decode(errors="replace"))
 
 
-def test_an_interrupt_ends_cleanly_and_can_be_resumed(tmp_path: Path) -> None:
+def test_an_interrupt_ends_cleanly_even_where_python_drops_it_and_can_be_resumed(
+    undisturbed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The resumed run, watched in a terminal, ends with the frames of the undisturbed one."""
+    run = tmp_path / "tiny"
     process = subprocess.Popen(
-        command(*tiny(tmp_path)), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tests.faults.saboteur", "an-interrupt-is-lost", *tiny(tmp_path)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 5 * MINUTES
-    while not (tmp_path / "tiny" / "state" / "SYNA_SYNB.json").is_file():
+    while not (run / "state" / "SYNA_SYNB.json").is_file():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -193,12 +179,26 @@ def test_an_interrupt_ends_cleanly_and_can_be_resumed(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=2 * MINUTES)
     assert process.returncode == 130
+    assert "Exception ignored in: <function an_interrupt_is_lost" in errors
     assert errors.strip().splitlines()[-1].startswith("pairpbt: interrupted")
     assert below, "Ray runs as children of the command"
     deadline = time.monotonic() + MINUTES
     while any(Path(f"/proc/{pid}").exists() for pid in below):
         assert time.monotonic() < deadline, "Ray was left running"
         time.sleep(0.1)
+    assert not (run / "frames" / "daily.parquet").exists()
+
+    resume = ["--resume", "--run-dir", str(tmp_path), "--name", "tiny"]
+    screen = terminal(command(*resume))
+    assert "ensemble" in screen
+    assert frame_bytes(run) == frame_bytes(undisturbed)
+    assert "resume" in set(pd.read_parquet(run / "frames" / "events.parquet").kind)
+    assert screen.count("hyperparameters of the best") >= 2  # repaints
+
+    assert main(resume) == 0
+    assert capfd.readouterr().out.strip() == f"complete; report {run / 'report.html'}"
+    assert main([*resume, "--set", "ppo.gamma=0.9"]) == 2
+    assert "ppo.gamma was 0.95" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_clear_line(mistake: str, prices: Path, empty: Path) -> None:
+def test_a_mistake_is_one_clear_line(
+    mistake: str, prices: Path, empty: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     if mistake == "gpu":
         import torch
 
@@ -295,17 +297,20 @@ def test_a_mistake_is_one_clear_line(mistake: str, prices: Path, empty: Path) ->
         arguments = [*arguments, "--pairs", "GOOD/FINE"]
     if "--preset" not in arguments:
         arguments = [*arguments, "--preset", "smoke"]
-    done = launch(*arguments, cwd=empty)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert re.search(message, done.stderr), done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert done.stdout == ""
+    monkeypatch.chdir(empty)
+    code, told = main(arguments), capfd.readouterr()
+    assert code == 2, told
+    assert re.search(message, told.err), told.err
+    assert len(told.err.strip().splitlines()) == 1, told.err
+    assert told.out == ""
 
 
 def test_a_run_directory_that_exists_is_refused_untouched(tmp_path: Path) -> None:
+    """As a process of its own, which says one line and no more either."""
     (tmp_path / "taken").mkdir()
     done = launch("--preset", "smoke", "--run-dir", str(tmp_path), "--name", "taken")
     assert done.returncode == 2
+    assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1
     assert "exists" in done.stderr
     assert list((tmp_path / "taken").iterdir()) == []
@@ -349,18 +354,21 @@ def test_backtest_again_over_a_grid_and_status(undisturbed: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
-        ("pbt.backtest", ["nowhere"], "holds no run"),
-        ("pbt.status", ["nowhere"], "holds no run"),
-        ("analysis.report", ["nowhere"], "no such run"),
-        ("pbt.backtest", ["nowhere", "--grid", "cost=1"], "must be one of costs, lag"),
-        ("pbt.backtest", ["nowhere", "--grid", "lag=soon"], "must list numbers"),
+        (backtest, ["nowhere"], "holds no run"),
+        (status, ["nowhere"], "holds no run"),
+        (report, ["nowhere"], "no such run"),
+        (backtest, ["nowhere", "--grid", "cost=1"], "must be one of costs, lag"),
+        (backtest, ["nowhere", "--grid", "lag=soon"], "must list numbers"),
     ],
 )
-def test_mistakes_of_the_other_commands(module: str, arguments: list[str], message: str) -> None:
-    done = run_module(module, *arguments)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_mistakes_of_the_other_commands(
+    module: ModuleType, arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert module.main(arguments) == 2
+    told = capfd.readouterr()
+    assert message in told.err
+    assert len(told.err.strip().splitlines()) == 1
+    assert told.out == ""
 
 
 OTHER_WAYS = (

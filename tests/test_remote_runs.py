@@ -22,6 +22,7 @@ from tests.commands import MINUTES, command, environment, tiny
 from tests.conftest import ROOT
 from tests.object_store import KEYS, ObjectStore, object_store
 
+TWO_CPUS = ("--set", "resources.cpus=2")
 SAME = ("lineage", "daily", "validation", "summary", "evidence")
 
 
@@ -65,7 +66,7 @@ def folder_frames(run: Path) -> dict[str, bytes]:
 def test_a_run_in_a_bucket_is_the_run_of_a_folder(
     bucket: ObjectStore, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = launch(tmp_path / "scratch", *tiny(bucket.uri("runs")))
+    done = launch(tmp_path / "scratch", *tiny(bucket.uri("runs"), *TWO_CPUS))
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] == "report s3://mine/runs/tiny/report.html"
     assert not list((tmp_path / "scratch").glob("pairpbt-*"))
@@ -113,7 +114,8 @@ def test_a_kill_on_a_cluster_leaves_the_bucket_which_goes_on(
     """Two nodes that share nothing but the bucket, and a second driver that knows nothing of the first."""
     with small_cluster(**KEYS) as address:
         place = ["--run-dir", bucket.uri("killed"), "--name", "tiny", "--address", address]
-        killed = launch(tmp_path / "first", *tiny(bucket.uri("killed"), "--address", address), fault="at-a-barrier")
+        started = tiny(bucket.uri("killed"), "--address", address, *TWO_CPUS)
+        killed = launch(tmp_path / "first", *started, fault="at-a-barrier")
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         assert "2 nodes checked" in killed.stdout
         files = bucket.files("killed/tiny")

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,20 @@ def a_node_goes() -> None:
     around(Population, "write", harm)
 
 
+def an_interrupt_is_lost() -> None:
+    """The first manifest is written and SIGINT comes in a weakref's callback: Python drops what its handler raises."""
+
+    def harm(original: Any, self: Population, path: Path) -> None:
+        original(self, path)
+        if self.pair == PAIR:
+            passing = {PAIR}
+            watched = weakref.ref(passing, lambda _: time.sleep(120))
+            del passing
+            assert watched() is None
+
+    around(Population, "write", harm)
+
+
 class Poisoned(PairMember):
     """One member of each pair, whose weights turn NaN before its second generation."""
 
@@ -242,6 +257,7 @@ FAULTS = {
         a_state_rots,
         the_disk_fills,
         a_node_goes,
+        an_interrupt_is_lost,
         a_loss_is_nan,
         a_node_differs,
     )

@@ -184,7 +184,10 @@ finally:
 @pytest.mark.launch
 @pytest.mark.parametrize(
     ("ending", "code"),
-    [("raise KeyboardInterrupt", 130), ("os.kill(os.getpid(), signal.SIGTERM); threading.Event().wait(30)", 143)],
+    [
+        ("os.kill(os.getpid(), signal.SIGINT); threading.Event().wait(30)", 130),
+        ("os.kill(os.getpid(), signal.SIGTERM); threading.Event().wait(30)", 143),
+    ],
     ids=["interrupt", "terminate"],
 )
 def test_ray_starts_alone_and_leaves_nothing(tmp_path: Path, ending: str, code: int) -> None:
