@@ -52,7 +52,7 @@ class Job:
     cells: Mapping[str, Path]
     """Folder of the cell by pair."""
     members: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
-    """Cells whose policies an ensemble averages, by pair."""
+    """Cells whose policies an ensemble averages, or from whose policy a leash starts, by pair."""
     splits: tuple[str, ...] = ("test", "train", "validation")
 
     @property

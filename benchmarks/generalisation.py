@@ -48,7 +48,8 @@ class Benchmark:
 
     def cell(self, row: Row, fold: Fold, pair: str, seed: int) -> Path:
         """Folder of a cell: what it computes, on which prices, for whom."""
-        prices = fold.digest(self.pairs if row.together else (pair,), everything=row.together)
+        wide = row.kind in ("universe", "run")  # it, or its base, has seen all prices
+        prices = fold.digest(self.pairs if wide else (pair,), everything=wide)
         one = f"{folder_name(pair)}_{fold.name}_s{seed}_{prices}"
         return self.out / "cells" / f"{row.kind}-{self.ladder.digest(row)}" / one
 
@@ -101,7 +102,7 @@ def measure(
         Number of jobs done.
 
     Raises:
-        UserError: An ensemble's members are not all there.
+        UserError: Cells that a row stands on are not all there.
     """
     import ray
 

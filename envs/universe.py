@@ -147,11 +147,10 @@ def universe_of(
     left_out = []
     for pair, both in legs.items():
         a, b = (leg.before(borders.validation) for leg in both)
-        if len(a) and len(b):
-            a, b, _ = join_bars(a, b)
-        if min(len(a), len(b)) - 1 - run.split.burn < MIN_TRAIN_BARS:
+        if len(np.intersect1d(a.dates, b.dates)) - 1 - run.split.burn < MIN_TRAIN_BARS:
             left_out.append(pair)
             continue
+        a, b, _ = join_bars(a, b)
         scaler = (scalers or {}).get(pair)
         markets.append(build_market(pair, a, b, run, borders, scaler, forecasts, training_only=True))
         markets += histories(markets[-1], a, b, run, borders)

@@ -29,7 +29,8 @@ def why_fallback(run: RunConfig, population: Population, streams: np.ndarray | N
     if least is not None and not gains:
         return "every snapshot idles on validation"
     if least is not None and max(gains) < least:
-        return f"the best gain over it on validation, {max(gains):.2g} less one error, is below pbt.min_gain {least:g}"
+        where = "validation, a mean over pairs," if run.pbt.pooled else "validation,"
+        return f"the best gain over it on {where} {max(gains):.2g} less one error, is below pbt.min_gain {least:g}"
     overfitting = None if most is None or streams is None else archive_overfitting(streams)
     if overfitting is not None and most is not None and overfitting > most:
         return f"a probability of overfitting of {overfitting:.2f} on validation is above pbt.max_overfitting {most:g}"

@@ -80,7 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
     field.add_argument("--base-checkpoint", metavar="RUN", help="stages.base: what to start from; also s3://, hf://")
     field.add_argument("--walk-forward", metavar="DATES", help="split.walk_forward: first dates of the tests, or N")
     parser.add_argument("--preset", metavar="NAME", help="default, demo, smoke, log-pairs, study (default: default)")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML over the preset, e.g. another run's config")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML, e.g. another run's config; over --preset if given"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", dest="assignments", help="any field")
     parser.add_argument(
         "--run-dir", type=place, metavar="DIR", help="where runs live (default: runs); also s3://BUCKET/PREFIX"
@@ -265,10 +267,15 @@ def _flags(args: argparse.Namespace) -> dict[str, Any]:
     return {path: getattr(args, flag) for flag, path in ALIASES.items() if getattr(args, flag) is not None}
 
 
+def _preset(args: argparse.Namespace) -> str | None:
+    """What a config stands on: a file without a preset on the fields' own defaults, so that one repeats its run."""
+    return args.preset or (None if args.config else "default")
+
+
 def _fresh(args: argparse.Namespace) -> RunConfig:
-    preset = args.preset or "default"
+    preset = _preset(args)
     config = load_config(preset, args.config, _flags(args), args.assignments)
-    name = args.name or config.name or f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = args.name or config.name or f"{preset or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
     config = build_config({**config.model_dump(), "name": name, "versions": {}})
     if config.data.transferred:
         joined = ", ".join(config.data.transferred)
@@ -333,7 +340,7 @@ def _resumed(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None) ->
         raise UserError(f"--resume: {directory.shown(directory.path)} holds no run to go on with")
     stored = build_config(load_file(directory.config_in_force))
     if args.preset or args.config:
-        wanted = load_config(args.preset or "default", args.config, _flags(args), args.assignments)
+        wanted = load_config(_preset(args), args.config, _flags(args), args.assignments)
     else:
         settings: dict[str, Any] = stored.model_dump(mode="json")
         for path, value in [*_flags(args).items(), *map(parse_assignment, args.assignments)]:

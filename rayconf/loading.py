@@ -60,7 +60,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not equals or not path:
         raise UserError(f"--set: {text!r} must read path.to.key=value")
     try:
-        value = yaml.safe_load(raw)
+        value = raw if raw == "*" else yaml.safe_load(raw)  # of which YAML would make a reference
     except yaml.YAMLError as error:
         raise UserError(f"--set: the value of {path} is not valid YAML: {raw!r}") from error
     value = _without_dates(value)
@@ -113,13 +113,15 @@ def build_config(settings: Mapping[str, Any]) -> RunConfig:
 
 
 def load_config(
-    preset: str = "default",
+    preset: str | None = "default",
     file: Path | None = None,
     flags: Mapping[str, Any] | None = None,
     assignments: Sequence[str] = (),
 ) -> RunConfig:
-    """One config from a preset, an optional file, flags (dotted path to value) and ``--set`` assignments."""
-    settings = load_preset(preset)
+    """One config from a preset (None: the fields' own defaults), an optional file, flags (dotted path to value) and
+    ``--set`` assignments.
+    """
+    settings = {} if preset is None else load_preset(preset)
     if file is not None:
         settings = merge(settings, load_file(file))
     for path, value in (flags or {}).items():

@@ -21,7 +21,7 @@ class PBTConfig(Section):
     pooled: bool = False
     """One population for all pairs of the run, which trains on the universe under the first pair's name: fitness is the
     mean of the metric over the pairs, less the error of that mean. Needs ``universe.tickers`` or ``universe.pairs``.
-    Back-tests and verdicts stay those of each pair, and each may fall back to its prior."""
+    Back-tests, verdicts and ``max_overfitting`` stay those of each pair; ``min_gain`` asks the mean, for all alike."""
     reference: bool = True
     """In arm ``pbt`` the first member trains at the run's own values throughout: never replaced or moved, though it may
     be donor and may be archived. Alone (population 1) it is plain PPO; of two, the other is challenged by it."""

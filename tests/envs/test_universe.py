@@ -63,8 +63,9 @@ def test_universes_that_cannot_be_are_refused(universe: dict, message: str) -> N
 
 def test_a_universe_holds_the_training_bars_of_its_pairs_and_no_later_one() -> None:
     run = make_run({"augment": {"histories": 2, "block": 20}})
-    bars, left_out = universe_of(legs(), run, BORDERS)
-    assert left_out == ["AAA/NEW"], "248 bars after burn-in are too few"
+    apart = {"AAA/OLD": (legs()["AAA/BBB"][0], make_bars("OLD", weekday_dates(1600) - np.timedelta64(8000, "D"), 4))}
+    bars, left_out = universe_of(legs() | apart, run, BORDERS)
+    assert left_out == ["AAA/NEW", "AAA/OLD"], "248 bars after burn-in are too few, and so are none"
     assert bars.pairs == ("AAA/BBB",) * 3 + ("BBB/AAA",) * 3
     for span in bars.spans:
         assert span.rows == 1000 - 1 - run.split.burn
@@ -166,7 +167,7 @@ def test_the_run_says_what_it_trains_on() -> None:
 
 def test_all_tickers_are_written_out(tmp_path: Path) -> None:
     """``*`` is what the folder holds; on the embedded market, the tickers of the pairs."""
-    everything = ("universe.tickers=['*']",)
+    everything = ("universe.tickers=*",)
     run = load_config("smoke", assignments=everything)
     assert listed(run).universe.tickers == ("SYNA", "SYNB", "SYNC", "SYND")
     assert universe_pairs(run) == universe_pairs(listed(run))

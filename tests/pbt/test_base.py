@@ -51,7 +51,7 @@ def test_before_any_training_it_is_the_survivor(
         best = Population.read(undisturbed / "state" / "SYNC_SYND.json").archive[0]
         kept = ReturnStore(LocalStorage(undisturbed)).load((PAIR, best.member, best.generation))
         seen = evaluate(run, market, policy_from_state(state, run, market.scaler.names), best.generation)
-        assert np.array_equal(seen.net_return, kept)
+        assert np.array_equal(seen.net_returns[PAIR], kept)
         assert seen.figures["fitness"] == best.fitness
     else:
         with pytest.raises(UserError, match=r"pi\.0\.weight of shape \(16, 37\) has no place in the run's network"):
@@ -87,7 +87,16 @@ def test_fitness_over_the_base_is_nil_where_nothing_is_learned_or_a_pull_takes_i
             assert algo == "direct" or not trained.state["module/vf.0.weight"].equal(state["module/vf.0.weight"])
         ours = trained.evaluation
         gain = fitness.evaluate(
-            ours.net_return, np.ones(span.rows), dates, per_year, False, run.pbt, run.seed, PAIR, 1, over=recorded
+            ours.net_returns[PAIR],
+            np.ones(span.rows),
+            dates,
+            per_year,
+            False,
+            run.pbt,
+            run.seed,
+            PAIR,
+            1,
+            over=recorded,
         )
         assert (ours.figures["fitness"], ours.figures["fitness_se"]) == (gain.value, gain.se)
     gains = {name: trained.evaluation.figures["fitness"] for name, trained in found.items()}

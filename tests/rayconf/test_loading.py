@@ -186,6 +186,12 @@ def test_mistakes_are_refused_in_one_line(assignment: str, named: list[str]) -> 
     assert [part for part in named if part.lower() not in message.lower()] == [], message
 
 
+def test_a_file_alone_lies_on_the_defaults_of_the_fields(tmp_path: Path) -> None:
+    (tmp_path / "short.yaml").write_text("seed: 3\n")
+    assert load_config(None, tmp_path / "short.yaml") == RunConfig(seed=3)
+    assert load_config("default", tmp_path / "short.yaml").algo == "direct"
+
+
 def test_wrong_presets_and_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"smok.*default, demo, log-pairs, smoke"):
         load_config("smok")
