@@ -118,8 +118,9 @@ def load_config(
     flags: Mapping[str, Any] | None = None,
     assignments: Sequence[str] = (),
 ) -> RunConfig:
-    """One config from a preset (None: the fields' own defaults), an optional file, flags (dotted path to value) and
-    ``--set`` assignments.
+    """One config from a preset, an optional file, flags (dotted path to value) and ``--set`` assignments.
+
+    Without a preset all of it lies on the fields' own defaults.
     """
     settings = {} if preset is None else load_preset(preset)
     if file is not None:
