@@ -7,10 +7,11 @@ BENCH_PY := .venv-bench/bin/python
 BENCH_STAMP := .venv-bench/.installed
 FOLDERS := rayconf envs algos pbt analysis tests benchmarks
 CACHES := build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-# The half of the tests that computes, in one process; the other half launches the command again and again, waits for
-# processes of its own and holds every test that is not listed here.
+# The half of the tests that mostly computes, in one process. The other half launches the command again and again, waits
+# for it, and holds every test that is not listed here. Two halves that end together use two cores best.
 COMPUTING := tests/algos tests/analysis tests/envs tests/pbt tests/rayconf tests/test_benchmarks.py \
-  tests/test_generalisation_benchmark.py
+  tests/test_generalisation_benchmark.py tests/test_audit.py tests/test_decide.py tests/test_fleet.py \
+  tests/test_publish.py tests/test_status.py
 
 export RAY_USAGE_STATS_ENABLED := 0
 

@@ -34,7 +34,7 @@ from benchmarks.scaling_worker import MINIBATCH
 from benchmarks.throughput import cpu_name
 from rayconf.origins import HOME
 
-ACCOUNTS, BARS, MEMBERS = 512, 5294, 4
+ACCOUNTS, BARS, QUICK_BARS, MEMBERS = 512, 5294, 1500, 4
 TURNS = 48
 """Generations times members that a small population trains at least, so that start-up and the end weigh little."""
 SPEED, MEMORY = "steps per second", "peak memory, MB"
@@ -75,7 +75,7 @@ def measure(axis: str, size: int, quick: bool) -> dict[tuple[str, str], float]:
         }
     asked = {
         "num_envs": size if axis == "accounts" else ACCOUNTS,
-        "bars": size if axis == "bars" else BARS,
+        "bars": size if axis == "bars" else QUICK_BARS if quick else BARS,
         "features": size if axis == "features" else None,
         "updates": 1 if quick else 5,
     }
@@ -99,7 +99,9 @@ def launch_settings(axis: str, size: int, quick: bool) -> list[str]:
     num_envs, rollout_steps, minibatch = (64, 32, 1024) if quick else (ACCOUNTS, BATCH // ACCOUNTS, MINIBATCH)
     generations = 2 if quick else max(3, TURNS // (members * len(pairs)))
     interval = 1 if quick else 2
+    tiny = [f"synthetic.bars={QUICK_BARS}", "network.hidden=[16, 16]", "resources.object_store_mb=100"]
     return [
+        *(tiny if quick else ()),
         f"data.pairs=[{','.join(pairs)}]",
         f"pbt.population={members}",
         f"pbt.iterations={generations * interval}",

@@ -52,6 +52,8 @@ QUICK = (
     "pbt.interval=1",
     "ppo.num_envs=64",
     "ppo.minibatch_size=512",
+    "network.hidden=[16, 16]",
+    "synthetic.bars=1600",
 )
 
 

@@ -1,10 +1,12 @@
 """Running the commands as their users do, on a market and a network as small as they go."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.conftest import ROOT
 from tests.pbt.conftest import TINY
@@ -36,6 +38,32 @@ def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]
         text=True,
         timeout=5 * MINUTES,
     )
+
+
+class Told(NamedTuple):
+    """How a command ended and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+ALL = """
+import contextlib, importlib, io, json, sys
+for module, *arguments in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = importlib.import_module(module).main(arguments)
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+"""
+
+
+def in_one_process(variables: Mapping[str, str], *commands: tuple[str, ...]) -> list[Told]:
+    """Commands, each a module and its arguments, one after the other in a process with this environment."""
+    arguments = [sys.executable, "-c", ALL, json.dumps(commands)]
+    done = subprocess.run(arguments, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=5 * MINUTES)
+    assert (done.returncode, done.stderr) == (0, "")
+    return [Told(*json.loads(line)) for line in done.stdout.splitlines()]
 
 
 def tiny(folder: str | Path, *arguments: str) -> list[str]:

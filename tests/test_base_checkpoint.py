@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from pbt.replay import main as replay
 from pbt.run_dir import RunDir
 from pbt.store import StateStore
 from rayconf.storage import LocalStorage
-from tests.commands import MINUTES, SETTINGS, command, environment, launch, tiny
+from tests.commands import MINUTES, SETTINGS, command, environment, in_one_process, launch, tiny
 from tests.conftest import ROOT
 from tests.hub_server import Hub, client
 
@@ -116,25 +115,26 @@ def test_what_it_learned_saw_no_later_bar(based: Path, tmp_path: Path, capsys: p
 
 def test_published_it_is_used_as_from_its_directory(based: Path, tmp_path: Path) -> None:
     """By ``decide`` and as the base of another launch, over the real client and a hub on loopback."""
+    base, one = "hf://trader/based", "hf://trader/based/survivors/SYNA_SYNB/1"
+    plan = ("pbt.launch", *tiny(tmp_path), "--dry-run", "--base-checkpoint")
     with Hub() as hub:
-
-        def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-            environment = client(hub.url, tmp_path / "home")
-            words = [sys.executable, "-m", f"pbt.{module}", *arguments]
-            return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-
-        assert run("publish", str(based), "--repo", "trader/based").returncode == 0
-        here, there = (run("decide", f"{at}/survivors/SYNC_SYND") for at in (based, "hf://trader/based"))
-        assert here.stdout == there.stdout != ""
-        assert there.returncode == 0, there.stderr
-        plan = run("launch", *tiny(tmp_path), "--base-checkpoint", "hf://trader/based", "--dry-run")
-        assert plan.returncode == 0, plan.stderr
-        assert "SYNA/SYNB: features keep the scale of the base checkpoint" in plan.stdout
-        one = "hf://trader/based/survivors/SYNA_SYNB/1"
-        assert run("launch", *tiny(tmp_path), "--base-checkpoint", one, "--dry-run").returncode == 0
-        gone = run("launch", *tiny(tmp_path), "--base-checkpoint", "hf://trader/gone", "--dry-run")
-        assert gone.returncode == 2
-        assert "--base-checkpoint: hf://trader/gone: no such repository" in gone.stderr
+        pushed, here, there, planned, of_one, gone = in_one_process(
+            client(hub.url, tmp_path / "home"),
+            ("pbt.publish", str(based), "--repo", "trader/based"),
+            ("pbt.decide", f"{based}/survivors/SYNC_SYND"),
+            ("pbt.decide", f"{base}/survivors/SYNC_SYND"),
+            (*plan, base),
+            (*plan, one),
+            (*plan, "hf://trader/gone"),
+        )
+    assert pushed.returncode == 0, pushed.stderr
+    assert there.returncode == 0, there.stderr
+    assert here.stdout == there.stdout != ""
+    assert planned.returncode == 0, planned.stderr
+    assert "SYNA/SYNB: features keep the scale of the base checkpoint" in planned.stdout
+    assert of_one.returncode == 0, of_one.stderr
+    assert gone.returncode == 2
+    assert "--base-checkpoint: hf://trader/gone: no such repository" in gone.stderr
 
 
 def test_a_finished_run_needs_its_base_no_more(based: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,16 +11,26 @@ import pytest
 
 from algos.policy import Policy
 from analysis.overfitting import archive_overfitting
+from pbt.backtest import main as backtest
 from pbt.base import Base
 from pbt.fallback import why_fallback
 from pbt.manifest import Population, Snapshot
+from pbt.replay import main as replay
 from pbt.survivor import load_policy
 from rayconf.errors import UserError
 from rayconf.loading import build_config, load_file, merge
 from rayconf.run_config import RunConfig
-from tests.commands import launch, run_module, tiny
+from tests.commands import launch, tiny
 
 PAIR = "SYNA/SYNB"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _alone() -> None:
+    """Launches bring their own Ray; the session's has done its work."""
+    import ray
+
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +56,15 @@ def test_the_prior_is_traded_and_said_to_be(fallen: Path) -> None:
     assert by_policy["ensemble"].nunique() > 10
 
 
-def test_what_comes_after_a_run_takes_the_prior_as_its_survivor(fallen: Path) -> None:
+def test_what_comes_after_a_run_takes_the_prior_as_its_survivor(
+    fallen: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     policy = load_policy(fallen, PAIR)
     assert np.ptp(policy.decide(None)) == 0, "equal weight in both legs"
     assert Policy.load(fallen / "survivors" / "SYNA_SYNB" / "1").action_map.mapping == "residual"
-    replayed = run_module("pbt.replay", str(fallen), "--pair", PAIR)
-    assert replayed.returncode == 2
-    assert "trades its prior, which nothing trained" in replayed.stderr
-    again = run_module("pbt.backtest", str(fallen), "--grid", "costs=2")
-    assert again.returncode == 0, again.stderr
+    assert replay([str(fallen), "--pair", PAIR]) == 2
+    assert "trades its prior, which nothing trained" in capsys.readouterr().err
+    assert backtest([str(fallen), "--grid", "costs=2"]) == 0
     run = build_config(merge(load_file(fallen / "config.yaml"), {"data": {"pairs": ["SYNC/SYND"]}}))
     one = fallen / "survivors" / "SYNA_SYNB" / "1"
     (warning,) = Base({"SYNC/SYND": one}).warnings(run)[1:]

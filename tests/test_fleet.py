@@ -168,7 +168,7 @@ def test_workers_are_measured_beside_plain_loops(tmp_path: Path) -> None:
     import ray
 
     ray.shutdown()
-    workers.main(["--quick", "--rounds", "1", "--seconds", "1", "--out", str(tmp_path)])
+    workers.main(["--quick", "--rounds", "1", "--seconds", "0.1", "--out", str(tmp_path)])
     runs = pd.read_parquet(tmp_path / "workers.parquet")
     assert sorted(zip(runs.arm, runs.workers, strict=True)) == [
         *(("loop", 1), ("loop", 2)),

@@ -206,7 +206,9 @@ def test_an_interrupt_ends_cleanly_even_where_python_drops_it_and_can_be_resumed
 )
 def test_real_prices(shared_data: Path, tmp_path: Path, folder: str, pairs: str, per_year: int) -> None:
     data = shared_data / folder
-    small = ["--set", "ppo.num_envs=64", "--set", "ppo.minibatch_size=1024", "--set", "pbt.iterations=1"]
+    small = ["--population", "2", "--iterations", "1"]
+    for text in ("ppo.num_envs=64", "ppo.minibatch_size=1024", "pbt.survivors=1", "resources.cpus=1"):
+        small += ["--set", text]
     where = ["--data-dir", str(data), "--pairs", pairs, "--run-dir", str(tmp_path), "--name", "a"]
     done = launch("--preset", "smoke", *where, *small)
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +20,7 @@ from pbt.finished import FinishedRun
 from pbt.model_card import escaped
 from pbt.publication import Publication, build
 from rayconf.errors import UserError
+from tests.commands import in_one_process
 from tests.conftest import ROOT
 from tests.hub_server import READER, TOKEN, Hub, client
 
@@ -200,29 +201,38 @@ def test_an_interrupted_upload_leaves_the_last_commit_and_can_be_repeated(  # ty
     assert published == {str(p.relative_to(undisturbed)): p.read_bytes() for p in undisturbed.rglob("*.safetensors")}
 
 
-def test_what_cannot_be_published_is_refused(  # type: ignore[no-untyped-def]
-    publish, hub: Hub, undisturbed: Path, tmp_path: Path
-) -> None:
+def test_what_cannot_be_published_is_refused(hub: Hub, undisturbed: Path, tmp_path: Path) -> None:
     partial = tmp_path / "partial"
     shutil.copytree(undisturbed, partial)
     summary = json.loads((partial / "summary.json").read_text())
     (partial / "summary.json").write_text(json.dumps({**summary, "status": "partial"}))
-    cases = [
-        (publish(tmp_path / "none"), "config.yaml is missing"),
-        (publish(partial), "only a complete one"),
-        (publish(undisturbed, "--pair", "AAA/BBB"), "it has SYNA/SYNB, SYNC/SYND"),
-        (publish(undisturbed, "--repo", "tiny"), "user/name"),
-        (publish(undisturbed, "--license", "mit\nx: y"), "--license"),
-    ]
+    environment = client(hub.url, tmp_path / "home")
+
+    def refused(cases: Sequence[tuple[tuple[str | Path, ...], str]]) -> None:
+        commands = [("pbt.publish", "--repo", REPO, *map(str, arguments)) for arguments, _ in cases]
+        for done, (_, fragment) in zip(in_one_process(environment, *commands), cases, strict=True):
+            assert (done.returncode, done.stdout) == (2, "")
+            assert fragment in done.stderr
+            assert done.stderr.count("\n") == 1
+
+    refused(
+        [
+            ((tmp_path / "none",), "config.yaml is missing"),
+            ((partial,), "only a complete one"),
+            ((undisturbed, "--pair", "AAA/BBB"), "it has SYNA/SYNB, SYNC/SYND"),
+            ((undisturbed, "--repo", "tiny"), "user/name"),
+            ((undisturbed, "--license", "mit\nx: y"), "--license"),
+        ]
+    )
     assert not [x for x in hub.requests if not x.endswith("whoami-v2")]
     before = hub.add(REPO, {"pytorch_model.bin": b"weights", "README.md": b"a famous model"})
-    cases.append((publish(undisturbed), "holds other files ('pytorch_model.bin')"))
     hub.add("trader/open", {})
-    cases.append((publish(undisturbed, "--repo", "trader/open", "--private"), "is public"))
-    for done, fragment in cases:
-        assert (done.returncode, done.stdout) == (2, "")
-        assert fragment in done.stderr
-        assert done.stderr.count("\n") == 1
+    refused(
+        [
+            ((undisturbed,), "holds other files ('pytorch_model.bin')"),
+            ((undisturbed, "--repo", "trader/open", "--private"), "is public"),
+        ]
+    )
     assert hub.repos[REPO].branches == {"main": before}
     assert set(hub.files("trader/open")) == {".gitattributes"}
 

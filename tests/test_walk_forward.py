@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +17,20 @@ from analysis.frames import read_frame
 from analysis.metrics import cagr, max_drawdown, sharpe
 from analysis.statistics import evidence
 from envs.walk_forward import dated
+from pbt.audit import main as audit
+from pbt.backtest import main as backtest
 from pbt.finished import FinishedRun
 from pbt.launch import main
 from pbt.leaderboard import run_status, summary_line
 from pbt.mirror import committed, working
 from pbt.publication import Publication, build
+from pbt.replay import main as replay
 from pbt.run_dir import RunDir
 from pbt.survivor import load_policy
 from pbt.windows import windows_of
 from rayconf import load_config
 from rayconf.loading import build_config, load_file
-from tests.commands import MINUTES, command, environment, launch, run_module, tiny
+from tests.commands import MINUTES, command, environment, launch, tiny
 from tests.conftest import ROOT
 from tests.pbt.conftest import TINY
 
@@ -170,7 +173,9 @@ def test_later_prices_and_windows_change_no_weight_of_a_window(walked: Path, tmp
         assert (walked / "windows" / "1" / path / file).read_bytes() == (alone / path / file).read_bytes()
 
 
-def test_killed_in_the_second_window_and_resumed_equals_undisturbed(walked: Path, tmp_path: Path) -> None:
+def test_killed_in_the_second_window_and_resumed_equals_undisturbed(
+    walked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     process = subprocess.Popen(
         command(*arguments(tmp_path / "runs", walked.parents[1])),
         cwd=ROOT,
@@ -189,9 +194,8 @@ def test_killed_in_the_second_window_and_resumed_equals_undisturbed(walked: Path
     status = run_status(RunDir(run))
     assert (status["window"], status["windows"], status["pairs"][PAIR]["generation"]) == (2, 2, 1)
     assert ", window 2/2  1 of 2 generations" in summary_line(status)
-    other = launch("--resume", "--run-dir", str(run.parent), "--name", "tiny", "--walk-forward", STARTS[0])
-    assert other.returncode == 2
-    assert "split.walk_forward was ('1779-01-01', '1780-02-01')" in other.stderr
+    assert main(["--resume", "--run-dir", str(run.parent), "--name", "tiny", "--walk-forward", STARTS[0]]) == 2
+    assert "split.walk_forward was ('1779-01-01', '1780-02-01')" in capsys.readouterr().err
     done = launch("--resume", "--run-dir", str(run.parent), "--name", "tiny")
     assert done.returncode == 0, done.stderr
     assert "window 1/2" not in done.stdout, "the first window was trained to its end"
@@ -200,26 +204,28 @@ def test_killed_in_the_second_window_and_resumed_equals_undisturbed(walked: Path
     assert resumed["detail"] == "window 1 SYNA/SYNB at generation 2, window 2 SYNA/SYNB at generation 1"
 
 
-def test_what_comes_after_a_run_is_of_the_last_window(walked: Path, tmp_path: Path) -> None:
-    replayed = run_module("pbt.replay", str(walked), "--pair", PAIR)
-    assert replayed.returncode == 0, replayed.stdout + replayed.stderr
-    assert "to the bit" in replayed.stdout
-    audited = run_module("pbt.audit", str(walked), "--lookahead", "--bars", "3")
-    assert audited.returncode == 0, audited.stdout + audited.stderr
-    assert re.search(r"; [1-9][0-9,]* recorded decisions repeated", audited.stdout)
-    tested = run_module("pbt.backtest", str(walked), "--grid", "costs=1", "lag=1", "--out", str(tmp_path / "again"))
-    assert tested.returncode == 0, tested.stderr
-    assert tested.stdout.startswith("window     2, the last of a walk-forward")
+def test_what_comes_after_a_run_is_of_the_last_window(
+    walked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(command: Callable[[Sequence[str]], int], *arguments: str) -> str:
+        assert command([str(walked), *arguments]) == 0, capsys.readouterr()
+        return capsys.readouterr().out
+
+    assert "to the bit" in told(replay, "--pair", PAIR)
+    audited = told(audit, "--lookahead", "--bars", "3")
+    assert re.search(r"; [1-9][0-9,]* recorded decisions repeated", audited)
+    tested = told(backtest, "--grid", "costs=1", "lag=1", "--out", str(tmp_path / "again"))
+    assert tested.startswith("window     2, the last of a walk-forward")
     again = read_frame(tmp_path / "again" / "frames" / "daily.parquet", scenario="base", policy="ensemble").to_pandas()
     daily = read_frame(walked / "frames" / "daily.parquet", scenario="base", policy="ensemble").to_pandas()
     own = daily[(daily.window == 2) & (daily.split == "test")]
     np.testing.assert_array_equal(again.net_return, own.net_return)
     fills = FinishedRun.open(walked).fills(PAIR)
     assert fills["test"] == (own.date.min().to_datetime64(), own.date.max().to_datetime64())
-    refused = run_module("pbt.launch", "--extend", str(walked), "--pairs", "SYNC/SYND")
-    assert refused.returncode == 2
-    assert "is a walk-forward, which takes no more pairs" in refused.stderr
-    assert len(refused.stderr.splitlines()) == 1
+    assert main(["--extend", str(walked), "--pairs", "SYNC/SYND"]) == 2
+    refused = capsys.readouterr().err
+    assert "is a walk-forward, which takes no more pairs" in refused
+    assert len(refused.splitlines()) == 1
 
 
 def test_it_is_published_with_its_windows(walked: Path, tmp_path: Path) -> None:
