@@ -126,7 +126,8 @@ def _launch(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None) -> int:
     """Launch one run in a folder of runs, or in the working copy of one at a URI."""
-    from rayconf.session import machine_resources, plan, start_ray
+    from rayconf.plan import plan
+    from rayconf.session import machine_resources, start_ray
 
     if args.measure and not args.dry_run:
         raise UserError("--measure: give it with --dry-run")
@@ -224,7 +225,7 @@ def _open(
     from pbt.pipeline import begin, begin_extension
     from pbt.recovery import recover
     from pbt.windows import plan_lines, training_memory
-    from rayconf.session import plan
+    from rayconf.plan import plan
 
     if not args.resume and not args.extend:
         directory.create()

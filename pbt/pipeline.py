@@ -42,8 +42,9 @@ from pbt.survivors import Survivor, export, load_survivors
 from pbt.tracking import Tracking
 from pbt.training import train
 from pbt.windows import Window, calendar_of, numbered, pooled_line
+from rayconf.plan import plan
 from rayconf.run_config import RunConfig
-from rayconf.session import Machine, plan
+from rayconf.session import Machine
 
 PACKAGES = ("ray", "torch", "numpy", "pandas", "pyarrow", "gymnasium", "pydantic")
 

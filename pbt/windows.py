@@ -19,8 +19,8 @@ from pbt.fitness import Calendar
 from pbt.manifest import Population
 from pbt.run_dir import RunDir
 from rayconf.errors import UserError
+from rayconf.plan import TrainingMemory
 from rayconf.run_config import RunConfig
-from rayconf.session import TrainingMemory
 
 ROW_BYTES = 48
 """Of a row that an environment holds for itself: its step and prior, float32, and two bar numbers."""

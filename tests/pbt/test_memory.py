@@ -15,7 +15,8 @@ from pbt.launch import main
 from pbt.run_dir import RunDir
 from pbt.windows import ROW_BYTES, Window, training_memory
 from rayconf import RunConfig, UserError, load_config
-from rayconf.session import Machine, TrainingMemory, plan, store_mb
+from rayconf.plan import TrainingMemory, plan
+from rayconf.session import Machine, store_mb
 from tests.commands import tiny
 from tests.pbt.conftest import TINY
 
