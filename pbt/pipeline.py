@@ -143,6 +143,7 @@ def train_window(
     run, directory, markets = window.run, window.directory, window.markets
     run_stages(window, console)
     references = {pair: ray.put(replace(markets[pair], training=None)) for pair in pairs}
+    # The last window's lies in the store too, see training_memory.
     training = _put_once({pair: markets[pair].training for pair in pairs})
     slots = plan(run, machine).slots
     populations = {}
