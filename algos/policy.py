@@ -83,16 +83,16 @@ class Policy:
         self.account_columns = self.inputs - len(self.feature_names) if account_columns is None else account_columns
         logistic = activation == "tanh"
         self._activate = torch.sigmoid_ if logistic else _silu_
-        folded = []
-        doubled = logistic and not norms  # where a logistic function follows; a norm doubles what leaves it
+        merged = []
+        scaled = logistic and not norms  # where a logistic function follows; a norm doubles what leaves it
         for i, (weight, bias) in enumerate(self._layers):
             if i and logistic:  # its inputs are 2 s - 1 of the logistic s
                 weight, bias = 2 * weight, bias - weight.sum(dim=1)
-            if doubled or i == len(self._layers) - 1:
+            if scaled or i == len(self._layers) - 1:
                 weight, bias = 2 * weight, 2 * bias
-            folded.append((weight.t().contiguous().unsqueeze(0), bias))
-        (first, self._bias), *self._later = folded
-        self._scale = 2.0 if doubled or len(folded) == 1 else 1.0
+            merged.append((weight.t().contiguous().unsqueeze(0), bias))
+        (first, self._bias), *self._later = merged
+        self._scale = 2.0 if scaled or len(merged) == 1 else 1.0
         self._normed = [(2 * w, 2 * b) if logistic else (w, b) for w, b in self._norms]
         markets = self.inputs - self.account_columns
         self._market, self._account = first[:, :markets].contiguous(), first[:, markets:].contiguous()

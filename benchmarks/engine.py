@@ -42,8 +42,9 @@ from pbt.store import ReturnStore, StateStore
 from pbt.training import train
 from rayconf.keys import derive_key
 from rayconf.loading import load_config
+from rayconf.plan import plan
 from rayconf.run_config import RunConfig
-from rayconf.session import plan, start_ray
+from rayconf.session import start_ray
 from rayconf.storage import storage_at
 
 PER_PAIR = 10

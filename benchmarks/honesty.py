@@ -24,6 +24,7 @@ from rich.console import Console
 from scipy.stats import binomtest
 
 from analysis.statistics import evidence
+from envs.universe import listed
 from pbt.pipeline import begin, execute
 from pbt.run_dir import RunDir
 from pbt.windows import windows_of
@@ -47,7 +48,7 @@ def honest_run(market: str, seed: int, assignments: Sequence[str]) -> RunConfig:
         "backtest.cost_bps=[]",
         "tracking.tensorboard=false",
     )
-    return load_config("study", assignments=[*settings, *assignments])
+    return listed(load_config("study", assignments=[*settings, *assignments]))
 
 
 def train(run: RunConfig, machine: Machine, folder: Path) -> None:

@@ -150,7 +150,7 @@ def figures(directory: RunDir, usage: Mapping[int, Usage]) -> list[dict[str, Any
         ("switch without waiting, p90", rebuilt.quantile(0.9), "s"),
         ("peak RSS, largest slot actor", max(usage[actor.pid].rss for actor in actors) / 1e6, "MB"),
         ("peak RSS, driver", driver.rss / 1e6, "MB"),
-        ("object store, set", store_mb(run.resources) * 2**20 / 1e6, "MB"),
+        ("object store, without a universe", store_mb(run.resources) * 2**20 / 1e6, "MB"),
         ("object store, peak in use", max(stores, default=0) / 1e6, "MB"),
         *((f"time in {part}", seconds, "actor s") for part, seconds in split.items()),
     ]

@@ -29,6 +29,7 @@ from analysis.frames import read_frame
 from benchmarks.optimality import FRESH_SEED, PIECES, PieceDecide, compare, fresh_market, optimal_policy, rows_of
 from envs.market import PairMarket
 from envs.optimum import solve_optimum
+from envs.universe import listed
 from pbt.fitness import pooled_score
 from pbt.pipeline import begin, execute
 from pbt.run_dir import RunDir
@@ -55,7 +56,7 @@ def study_run(arm: str, seed: int, cost_bps: float, assignments: Sequence[str]) 
         "backtest.cost_bps=[]",
         "tracking.tensorboard=false",
     )
-    return load_config("study", assignments=[*settings, *assignments])
+    return listed(load_config("study", assignments=[*settings, *assignments]))
 
 
 def cell(run: RunConfig, machine: Machine, folder: Path) -> list[dict[str, object]]:

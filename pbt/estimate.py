@@ -11,8 +11,8 @@ from envs.market import PairMarket
 from pbt.generation import initial_key, train_segment, training_key
 from pbt.run_dir import member_name
 from pbt.windows import window_numbers
+from rayconf.plan import Plan
 from rayconf.run_config import RunConfig
-from rayconf.session import Plan
 
 MOST = 64
 """Slots that are measured side by side at most."""

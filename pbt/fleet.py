@@ -12,8 +12,9 @@ from pbt.knocker import Knocker, Place, answers_at
 from pbt.run_dir import RunDir
 from pbt.scheduler import PairPBT
 from rayconf.demand import Demand
+from rayconf.plan import wanted_slots
 from rayconf.run_config import RunConfig
-from rayconf.session import offered, wanted_slots
+from rayconf.session import offered
 
 LOOK_EVERY = 2.0
 """Seconds between two looks at the nodes."""

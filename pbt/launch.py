@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     field = parser.add_argument_group("the run (each an alias of one config field)")
     field.add_argument("--data-dir", metavar="DIR", help="data.dir: one CSV or Parquet file per ticker")
     field.add_argument("--pairs", metavar="A/B,C/D", help="data.pairs")
-    field.add_argument("--population", type=int, metavar="N", help="pbt.population: members per pair")
+    field.add_argument("--population", type=int, metavar="N", help="pbt.population: members per pair, or all if pooled")
     field.add_argument("--iterations", type=int, metavar="N", help="pbt.iterations: updates per member")
     field.add_argument("--seed", type=int, metavar="S", help="seed")
     field.add_argument("--dashboard", action="store_const", const=True, help="resources.dashboard: Ray's web page")
@@ -128,7 +128,8 @@ def _launch(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, folder: Path, runs: RemoteRuns | None = None) -> int:
     """Launch one run in a folder of runs, or in the working copy of one at a URI."""
-    from rayconf.session import machine_resources, plan, start_ray
+    from rayconf.plan import plan
+    from rayconf.session import machine_resources, start_ray
 
     if args.measure and not args.dry_run:
         raise UserError("--measure: give it with --dry-run")
@@ -226,7 +227,7 @@ def _open(
     from pbt.pipeline import begin, begin_extension
     from pbt.recovery import recover
     from pbt.windows import plan_lines, training_memory
-    from rayconf.session import plan
+    from rayconf.plan import plan
 
     if not args.resume and not args.extend:
         directory.create()
@@ -303,13 +304,20 @@ def _extended(args: argparse.Namespace, path: Path) -> RunConfig:
     directory.require()
     if directory.extension.is_file():
         raise UserError(f"--extend: {path} is being extended already; go on with --resume --name {directory.name}")
-    if build_config(load_file(directory.config)).stages.pretrain:
+    stored = build_config(load_file(directory.config))
+    if stored.stages.pretrain:
         raise UserError(
             f"--extend: {path} has a base stage; launch the pairs in a run of their own, from its base: "
             f"--stages base,population --base-checkpoint {path}"
         )
-    if build_config(load_file(directory.config)).split.walk_forward:
+    if stored.split.walk_forward:
         raise UserError(f"--extend: {path} is a walk-forward, which takes no more pairs; launch them in another run")
+    if stored.pbt.pooled:
+        raise UserError(f"--extend: {path} has one population for all pairs (pbt.pooled); launch them in another run")
+    if stored.anchored:
+        raise UserError(
+            f"--extend: {path} holds on to its base; launch the pairs in a run of their own with that --base-checkpoint"
+        )
     if not _complete(directory):
         raise UserError(f"--extend: {path} is not finished; finish it with --resume --name {directory.name}")
     return extended_config(directory, args.pairs)

@@ -58,6 +58,8 @@ def run_status(directory: RunDir) -> Status:
         - ``diversity``: ``ancestors`` alive and the ``spread`` of each hyperparameter (standard deviation of its
           position in its range), each with an entry per generation from 0; ``ended``: whether its last one is done.
 
+        Where ``pbt.pooled`` the one population stands under the first pair's name, and the other pairs are left out.
+
     Raises:
         UserError: If no run lies there, or its state is damaged.
     """

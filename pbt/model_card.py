@@ -17,7 +17,13 @@ from rayconf.run_config import RunConfig
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TAGS = ("pairs-trading", "finance", "population-based-training", "ppo", "reinforcement-learning")
+TAGS = ("pairs-trading", "finance", "reinforcement-learning")
+LEARNERS = {"ppo": "PPO", "direct": "the exact gradient of what the accounts earn"}
+ARMS = {
+    "pbt": "population-based training under Ray Tune, which copies and mutates members",
+    "random": "random search, in which every member keeps the hyperparameters that it drew",
+    "fixed": "fixed hyperparameters, so that members differ by their seeds alone",
+}
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~$&!])")
 
 
@@ -62,19 +68,25 @@ class Card:
         about = ModelCardData(
             library_name="pairpbt",
             pipeline_tag="reinforcement-learning",
-            tags=list(TAGS),
+            tags=self._tags(),
             license=self.license,
             datasets=dataset.removeprefix(f"{SCHEME}datasets/").split("@")[0].strip("/") if dataset else None,
         )
         body = "\n".join(line for part in self._parts() for line in [*part, ""])
         return str(ModelCard(f"---\n{about.to_yaml()}\n---\n\n{body}"))
 
+    def _tags(self) -> list[str]:
+        arm = ["population-based-training"] if self.run.pbt.arm == "pbt" else []
+        return [*TAGS, *arm, *(["ppo"] if self.run.algo == "ppo" else [])]
+
     def _parts(self) -> Iterable[Sequence[str]]:
         yield [f"# {escaped(self.repo.split('/')[-1].split('@')[0])}"]
+        run = self.run
+        whose = "For all pairs the survivors of one" if run.pbt.pooled else "Per pair the survivors of a"
         yield [
-            "Policies that trade a pair of assets, trained with population-based training by pairpbt (PPO agents; Ray "
-            "Tune copies and mutates them). Per pair the survivors of a population and their equal-weight ensemble, "
-            "tested over a span that nothing was chosen on."
+            f"Policies that trade a pair of assets, trained by pairpbt with {LEARNERS[run.algo]} and "
+            f"{ARMS[run.pbt.arm]}. {whose} population and their equal-weight ensemble, tested over a span that nothing "
+            "was chosen on."
         ]
         yield ["## Verdict", "", *(f"- **{escaped(p)}**: {escaped(e.get('verdict'))}" for p, e in self.entries.items())]
         if len(self.entries) < self.trained:

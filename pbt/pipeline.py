@@ -42,8 +42,9 @@ from pbt.survivors import Survivor, export, load_survivors
 from pbt.tracking import Tracking
 from pbt.training import train
 from pbt.windows import Window, calendar_of, numbered, pooled_line
+from rayconf.plan import plan
 from rayconf.run_config import RunConfig
-from rayconf.session import Machine, plan
+from rayconf.session import Machine
 
 PACKAGES = ("ray", "torch", "numpy", "pandas", "pyarrow", "gymnasium", "pydantic")
 
@@ -142,6 +143,7 @@ def train_window(
     run, directory, markets = window.run, window.directory, window.markets
     run_stages(window, console)
     references = {pair: ray.put(replace(markets[pair], training=None)) for pair in pairs}
+    # The last window's lies in the store too, see training_memory.
     training = _put_once({pair: markets[pair].training for pair in pairs})
     slots = plan(run, machine).slots
     populations = {}

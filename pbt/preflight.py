@@ -7,8 +7,9 @@ from pbt.search import space_lines
 from pbt.windows import Window, plan_lines, training_memory
 from rayconf.doctor import ensure_nodes
 from rayconf.nodes import bring_up_slots
+from rayconf.plan import plan, wanted_slots
 from rayconf.run_config import RunConfig
-from rayconf.session import Machine, offered, plan, start_ray, wanted_slots
+from rayconf.session import Machine, offered, start_ray
 
 BRING_UP_SECONDS = 900
 """How long machines of a cluster may take to come."""

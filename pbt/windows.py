@@ -6,6 +6,7 @@ A window of a walk-forward is the ordinary run with its dates and its seed (``en
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +20,8 @@ from pbt.fitness import Calendar
 from pbt.manifest import Population
 from pbt.run_dir import RunDir
 from rayconf.errors import UserError
+from rayconf.plan import TrainingMemory
 from rayconf.run_config import RunConfig
-from rayconf.session import TrainingMemory
 
 ROW_BYTES = 48
 """Of a row that an environment holds for itself: its step and prior, float32, and two bar numbers."""
@@ -126,8 +127,9 @@ def pooled_line(run: RunConfig) -> str:
 def training_memory(run: RunConfig, windows: Sequence[Window]) -> TrainingMemory:
     """What holds a universe or resampled histories of the pairs of ``run``, window after window.
 
-    The driver has those of all windows, and those that it is building twice. A slot has of every row what an
-    environment computes from it, with ``algo: direct`` the learner's too; networks that look bars up, runner's and
+    The driver has those of all windows, and those that it is building twice. The object store has two windows' at a
+    time: Tune keeps what the last one trained on until the next one's population starts. A slot has of every row what
+    an environment computes from it, with ``algo: direct`` the learner's too; networks that look bars up, runner's and
     learner's, have their own features.
     """
     trained = [[window.markets[pair].training for pair in run.data.pairs] for window in windows]
@@ -139,7 +141,8 @@ def training_memory(run: RunConfig, windows: Sequence[Window]) -> TrainingMemory
         for distinct in found
         for bars in distinct.values()
     ]
-    return TrainingMemory(*(-(-size // 2**20) for size in (sum(each) + max(each), max(each), max(slots, default=0))))
+    store = max(map(sum, pairwise([0, *each])))
+    return TrainingMemory(*(-(-size // 2**20) for size in (sum(each) + max(each), store, max(slots, default=0))))
 
 
 def numbered(table: pa.Table, number: int) -> pa.Table:

@@ -2,18 +2,17 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Collection
 from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from rayconf.consistency import check_consistent
 from rayconf.keys import derive_key
-from rayconf.search import MUTABLE, OF_POLICY, Range, idle_fields
+from rayconf.search import Range, idle_fields
 from rayconf.sections import (
     DEFAULT_FRACTIONS,
-    ENCODERS,
     AugmentConfig,
     BacktestConfig,
     CostsConfig,
@@ -34,10 +33,6 @@ from rayconf.sections import (
     UniverseConfig,
 )
 from rayconf.tracking import TrackingConfig
-
-PAIR = re.compile(r"[A-Za-z0-9][A-Za-z0-9.^=-]{0,15}/[A-Za-z0-9][A-Za-z0-9.^=-]{0,15}")
-
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 # The risk terms differ in units, so each has its own range (fraction of equity per bar).
 RISK_RANGES = {"variance": (0.3, 30.0), "downside": (0.6, 60.0), "drawdown": (0.01, 0.5)}
@@ -131,152 +126,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":
-        for pair in self.data.pairs:
-            if not PAIR.fullmatch(pair) or len(set(pair.split("/"))) != 2:
-                raise ValueError(f"data.pairs: {pair!r} is no pair; write two different tickers as AAA/BBB")
-        for pair in self.universe.pairs:
-            if not PAIR.fullmatch(pair) or len(set(pair.split("/"))) != 2:
-                raise ValueError(f"universe.pairs: {pair!r} is no pair; write two different tickers as AAA/BBB")
-        tickers = () if self.universe.everything else self.universe.tickers
-        for ticker in (*tickers, *self.universe.held_out):
-            if not PAIR.fullmatch(f"{ticker}/A"):
-                raise ValueError(f"universe: {ticker!r} is no ticker")
-        if self.augment.noise and self.network.encoder != "mlp":
-            raise ValueError(
-                f"augment.noise: {self.augment.noise} needs network.encoder mlp; {self.network.encoder} reads a bar "
-                "once for all accounts"
-            )
-        if not self.data.pairs or len(set(self.data.pairs)) != len(self.data.pairs):
-            raise ValueError("data.pairs: give each pair once, at least one")
-        for pair in self.data.transferred:
-            if pair not in self.data.pairs:
-                raise ValueError(f"data.transferred: {pair!r} is not in data.pairs")
-        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
-            raise ValueError(f"name: {self.name!r} must be letters, digits, '.', '_' or '-'")
-        if self.stages.pretrain and self.network.encoder == "mlp":
-            raise ValueError(
-                "stages.run: base and specialists train a market encoder, and network.encoder mlp has none; choose "
-                f"{', '.join(ENCODERS)}"
-            )
-        if self.stages.share < 1 and self.augment.histories:
-            raise ValueError("stages.share: needs augment.histories 0; resampled histories hold days of the whole span")
-        if self.stages.pretrain and self.data.transferred:
-            raise ValueError("stages.run: pairs cannot join a run with a pre-trained encoder (data.transferred)")
-        if self.split.walk_forward and (self.stages.base is not None or self.data.transferred):
-            what = "stages.base" if self.stages.base is not None else "data.transferred"
-            raise ValueError(f"split.walk_forward: leave {what} out; what was trained before may have seen the tests")
-        self._check_terms()
-        self._check_pooled()
-        if self.forecasts.wanted and self.augment.histories:
-            raise ValueError("augment.histories: resampled histories have no forecasts; set 0, or leave forecasts out")
-        if self.network.legs == "shared" and self.forecasts.wanted:
-            self._check_mirrored()
-        for field in ("min_gain", "max_overfitting"):
-            given = getattr(self.pbt, field) is not None
-            if given and self.env.mapping != "residual" and self.pbt.fitness_over != "base":
-                raise ValueError(
-                    f"pbt.{field}: falls back to a prior, which env.mapping residual alone has, or with "
-                    "pbt.fitness_over base to a base checkpoint"
-                )
-        if self.pbt.min_gain is not None and self.pbt.fitness_over == "cash":
-            raise ValueError("pbt.min_gain: is a gain over prior or base; set pbt.fitness_over to one of them")
-        self._check_anchor()
-        if self.pbt.on_drop == "freeze" and not self.network.hidden:
-            raise ValueError("pbt.on_drop: freeze needs network.hidden with at least one layer")
-        for name, space in self.search.items():
-            self._check_search(name, space)
-        paths = [space.path for space in self.search.values()]
-        for name, space in self.search.items():
-            if paths.count(space.path) > 1:
-                raise ValueError(f"search.{name}.path: {space.path!r} is moved by two names; keep one")
+        check_consistent(self)
         return self
-
-    def _check_mirrored(self) -> None:
-        """Forecasts for legs that share their weights: each needs the one it becomes when the legs are swapped."""
-        series, quantiles = self.forecasts.series, self.forecasts.quantiles
-        if ("a" in series) != ("b" in series):
-            raise ValueError(f"forecasts.series: {list(series)} must name both legs or none with network.legs shared")
-        if "spread" in series and {f"{q:g}" for q in quantiles} != {f"{1 - q:g}" for q in quantiles}:
-            raise ValueError(
-                f"forecasts.quantiles: {list(quantiles)} must hold 1 - q for each q with network.legs shared"
-            )
-
-    def _check_pooled(self) -> None:
-        """What one population for all pairs cannot do."""
-        if not self.pbt.pooled:
-            return
-        if not self.universe.given:
-            raise ValueError(
-                "pbt.pooled: one population for all pairs trains on what they share; give universe.tickers or "
-                "universe.pairs, or set it to false"
-            )
-        if self.data.transferred:
-            raise ValueError("pbt.pooled: pairs cannot join a population of others (data.transferred); start a new run")
-        if "specialists" in self.stages.run:
-            raise ValueError("pbt.pooled: leave specialists out of stages.run; they are encoders of one pair each")
-
-    def _check_terms(self) -> None:
-        """What a member's terms of trading may be beside the real ones."""
-        if self.env.train_cost_bps is not None and self.env.train_cost_bps < self.costs.real_bps:
-            raise ValueError(
-                f"env.train_cost_bps: {self.env.train_cost_bps} is below the real cost {self.costs.real_bps} bps"
-            )
-        if self.env.leverage_cap is not None and self.env.leverage_cap > self.costs.leverage:
-            raise ValueError(
-                f"env.leverage_cap: {self.env.leverage_cap} is above the limit costs.leverage {self.costs.leverage}"
-            )
-
-    def _check_anchor(self) -> None:
-        """What needs the weights that the run started from must know them, and one policy that they make."""
-        needs = [f"search.{name}.path" for name, space in self.search.items() if space.path == "optimizer.pull"]
-        needs += ["optimizer.pull"] if self.optimizer.pull else []
-        needs += ["pbt.fitness_over"] if self.pbt.fitness_over == "base" else []
-        if needs and not self.stages.fine_tunes:
-            raise ValueError(
-                f"{needs[0]}: needs the weights of a base checkpoint; name one in stages.base (--base-checkpoint), "
-                "without the stages base and specialists"
-            )
-        if needs and self.data.transferred:
-            raise ValueError(
-                f"data.transferred: pairs cannot join a run that holds on to its base ({needs[0]}); launch them from "
-                "that base in a run of their own"
-            )
-        for name, space in self.search.items():
-            if self.pbt.fitness_over == "base" and space.path in OF_POLICY:
-                raise ValueError(
-                    f"search.{name}.path: {space.path} is part of the base's policy, which pbt.fitness_over base "
-                    "compares with; leave it as the base has it"
-                )
-
-    def _check_search(self, name: str, space: Range) -> None:
-        """Refuse what the field itself would refuse: the run is checked with every corner of the range in its place."""
-        if not NAME.fullmatch(name):
-            raise ValueError(f"search: {name!r} names columns and must be letters, digits and '_'")
-        if space.path not in MUTABLE:
-            raise ValueError(
-                f"search.{name}.path: {space.path!r} cannot be mutated; choose one of {', '.join(MUTABLE)}"
-            )
-        if why := idle_fields(self.algo, self.direct.objective).get(space.path):
-            raise ValueError(f"search.{name}.path: {space.path!r} changes nothing while {why}")
-        if space.path == "optimizer.encoder_lr_factor" and self.stages.freezes:
-            raise ValueError(f"search.{name}.path: {space.path!r} changes nothing while stages.encoder is frozen")
-        section, _, field = space.path.partition(".")
-        owner: Section = getattr(self, section)
-        whole = isinstance(getattr(owner, field), int)
-        if whole and space.scale not in ("integer", "categorical"):
-            raise ValueError(
-                f"search.{name}.scale: {space.path} is a whole number and cannot move on the {space.scale} scale; use "
-                "integer or categorical"
-            )
-        for label, value in space.corners:
-            try:
-                changed = type(owner).model_validate({**owner.model_dump(), field: value})
-                self.model_copy(update={section: changed})._check_terms()
-            except ValidationError as error:
-                why = error.errors()[0]["msg"].removeprefix("Value error, ")
-                raise ValueError(f"search.{name}.{label}: {value:g} cannot be {space.path}: {why}") from error
-            except ValueError as error:
-                raise ValueError(f"search.{name}.{label}: {error}") from error
 
     @property
     def env_steps_per_update(self) -> int:

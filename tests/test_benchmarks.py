@@ -112,7 +112,7 @@ def test_population_watches_a_run_from_outside(tmp_path: Path) -> None:
     assert found["members"] == 2 * 3
     assert 0 < found["CPU of the slot actors / (cores x wall)"] <= 105  # clock ticks are 10 ms
     assert found["timers / wall, least of the actors"] == pytest.approx(100, abs=3)
-    assert found["object store, set"] * 1e6 == 100 * 2**20
+    assert found["object store, without a universe"] * 1e6 == 100 * 2**20
     assert found["peak RSS, largest slot actor"] > 100
     assert (found[[name for name in table.index if name.startswith(("switch", "time in", "command"))]] > 0).all()
 

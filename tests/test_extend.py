@@ -22,6 +22,7 @@ from pbt.manifest import Population
 from pbt.replay import main as replay
 from pbt.run_dir import RunDir
 from pbt.store import StateStore
+from rayconf.loading import build_config, load_file, merge
 from rayconf.sections import SyntheticConfig
 from rayconf.storage import LocalStorage
 from tests.commands import MINUTES, command, environment, launch
@@ -193,15 +194,26 @@ MISTAKES = {
     "resume": (["--pairs", NEW, "--resume"], r"--resume: leave it out"),
     "no prices": (["--pairs", "GONE/AWAY"], r"GONE"),
     "too short": (["--pairs", "BRIEF/SHORT"], r"BRIEF/SHORT: 900 bars are too few: validation"),
+    "pooled": (["--pairs", NEW], r"has one population for all pairs \(pbt\.pooled\); launch them in another run"),
+    "anchored": (["--pairs", NEW], r"holds on to its base; launch the pairs in a run of their own with that --base"),
 }
+OF_THE_RUN: dict[str, dict[str, dict[str, object]]] = {
+    "pooled": {"pbt": {"pooled": True}, "universe": {"pairs": OLD}},
+    "anchored": {"optimizer": {"pull": 1.0}, "stages": {"base": "elsewhere"}},
+}
+"""Settings that a finished run may have."""
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_and_touches_nothing(
-    mistake: str, undisturbed: Path, on_files: Path, capsys: pytest.CaptureFixture[str]
+    mistake: str, undisturbed: Path, on_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments, message = MISTAKES[mistake]
     run = on_files if mistake in ("no prices", "too short") else undisturbed
+    if mistake in OF_THE_RUN:
+        run = shutil.copytree(undisturbed, tmp_path / "tiny")
+        config = merge(load_file(run / "config.yaml"), OF_THE_RUN[mistake])
+        (run / "config.yaml").write_text(build_config(config).to_yaml())
     before = contents(run)
     assert main(["--extend", str(run), *arguments]) == 2
     told, errors = capsys.readouterr()

@@ -18,7 +18,8 @@ from pbt.replay import main as replay
 from pbt.run_dir import RunDir
 from rayconf.errors import UserError
 from rayconf.loading import build_config, load_config, load_file
-from rayconf.session import Machine, plan
+from rayconf.plan import plan
+from rayconf.session import Machine
 from tests.commands import environment, launch, tiny
 from tests.conftest import ROOT
 from tests.envs.conftest import make_bars

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -17,9 +18,10 @@ from huggingface_hub import ModelCard
 
 from analysis.frames import read_frame
 from pbt.finished import FinishedRun
-from pbt.model_card import escaped
+from pbt.model_card import Card, escaped
 from pbt.publication import Publication, build
 from rayconf.errors import UserError
+from rayconf.loading import load_config
 from tests.commands import in_one_process
 from tests.conftest import ROOT
 from tests.hub_server import READER, TOKEN, Hub, client
@@ -94,12 +96,35 @@ def test_a_run_is_published_whole_and_nothing_private_with_it(  # type: ignore[n
     card = ModelCard(files["README.md"].decode())
     assert card.data.to_dict()["library_name"] == "pairpbt"
     assert card.data.to_dict()["license"] == "mit"
+    assert {"ppo", "population-based-training"} <= set(card.data.tags)
+    assert "with PPO and population-based training under Ray Tune, which copies and mutates members" in card.text
     summary = json.loads(files["summary.json"])
     assert card.text.index("## Verdict") < card.text.index("## Test of")
     for pair, entry in summary["pairs"].items():
         assert f"- **{pair}**: {escaped(entry['verdict'])}" in card.text
         sharpe = entry["ensemble"]["test"]["base"]["annualised_sharpe"]
         assert re.search(rf"\| ensemble \(headline\) \| {sharpe:.2f} \|", card.text)
+
+
+@pytest.mark.parametrize(
+    ("preset", "more", "tags", "words"),
+    [
+        (
+            "default",
+            (),
+            set(),
+            "with the exact gradient of what the accounts earn and fixed hyperparameters, so that members differ by "
+            "their seeds alone. For all pairs the survivors of one population and",
+        ),
+        ("smoke", ("pbt.arm=random",), {"ppo"}, "with PPO and random search, in which every member keeps"),
+        ("smoke", ("algo=direct",), {"population-based-training"}, "earn and population-based training under Ray Tune"),
+    ],
+)
+def test_its_card_says_what_trained_it(preset: str, more: tuple[str, ...], tags: set[str], words: str) -> None:
+    run, nothing = load_config(preset, assignments=more), pa.table({"pair": pa.array([], pa.string())})
+    card = ModelCard(Card(REPO, run, {"SYNA/SYNB": {"verdict": "none"}}, nothing, 1).text())
+    assert set(card.data.tags) & {"ppo", "population-based-training"} == tags
+    assert words in card.text
 
 
 def test_a_published_run_is_tested_on_ones_own_prices_as_at_home(  # type: ignore[no-untyped-def]

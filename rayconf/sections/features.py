@@ -105,9 +105,9 @@ class AugmentConfig(Section):
     prior's target weigh more or less against the moves."""
     aggregation: Annotated[float, Field(ge=1, le=5)] = 1.0
     """Temporal aggregation: bars of a resampled history are joined in runs, of a mean length drawn log-uniformly from 1
-    to this, so that it moves faster; less where 252 bars of training, or two bars a session, would not be left. Open of
-    the first, highest high, lowest low, close of the last, volume and time added up. Nothing slows a history down: bars
-    between bars would be made up."""
+    to this, so that it moves faster; less where about 252 bars of training, or two bars a session, would not be left.
+    Open of the first, highest high, lowest low, close of the last, volume and time added up. Nothing slows a history
+    down: bars between bars would be made up."""
     lags: Annotated[int, Field(ge=0)] = 0
     """A resampled history has 0 to this many bars more of lag than ``env.lag``, drawn evenly: its features are of so
     many bars earlier, the account is seen as it is."""

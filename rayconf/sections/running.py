@@ -17,7 +17,7 @@ class PBTConfig(Section):
     """``pbt``; or, with the same budget, ``random``: every member keeps its first draw for the whole run; ``fixed``:
     every member trains at the run's own values. In both nothing is copied or moved, whatever the settings below say."""
     population: Count = 8
-    """Members per pair."""
+    """Members per pair, or in all where ``pooled``."""
     pooled: bool = False
     """One population for all pairs of the run, which trains on the universe under the first pair's name: fitness is the
     mean of the metric over the pairs, less the error of that mean. Needs ``universe.tickers`` or ``universe.pairs``.

@@ -7,7 +7,8 @@ import pytest
 
 from pbt.estimate import Pace, estimate_lines, training_hours
 from rayconf import load_config
-from rayconf.session import Machine, plan
+from rayconf.plan import plan
+from rayconf.session import Machine
 from tests.commands import launch, tiny
 
 

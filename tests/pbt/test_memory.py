@@ -15,7 +15,8 @@ from pbt.launch import main
 from pbt.run_dir import RunDir
 from pbt.windows import ROW_BYTES, Window, training_memory
 from rayconf import RunConfig, UserError, load_config
-from rayconf.session import Machine, TrainingMemory, plan, store_mb
+from rayconf.plan import TrainingMemory, plan
+from rayconf.session import Machine, store_mb
 from tests.commands import tiny
 from tests.pbt.conftest import TINY
 
@@ -69,13 +70,15 @@ def test_slots_and_driver_hold_what_they_hold(
         steps=np.broadcast_to(bars.steps[:1], (900_000, 6)),
         dates=np.broadcast_to(bars.dates[:1], (900_000,)),
     )
-    first = {pair: replace(market, training=bars) for pair, market in markets.items()}
-    second = {pair: replace(market, training=many) for pair, market in markets.items()}
-    windows = [Window(run, RunDir(tmp_path), found) for found in (first, second)]
+    few, most = (
+        Window(run, RunDir(tmp_path), {pair: replace(market, training=each) for pair, market in markets.items()})
+        for each in (bars, many)
+    )
     store = 900_000 * (45 * 4 + 6 * 8 + 8)
-    held = training_memory(run, windows)
-    assert held.store == -(-store // MB), "one of a walk-forward's windows at a time, once for all pairs"
-    assert held.driver == -(-(2 * store + bars.nbytes) // MB)
+    assert training_memory(run, [most]).store == -(-store // MB), "once for all pairs"
+    held = training_memory(run, [most, few, few, most])
+    assert held.store == -(-(store + bars.nbytes) // MB), "two windows of a walk-forward that follow each other"
+    assert held.driver == -(-(3 * store + 2 * bars.nbytes) // MB)
     assert held.slot == -(-900_000 * row // MB)
     none = [Window(run, RunDir(tmp_path), {p: replace(m, training=None) for p, m in markets.items()})]
     assert training_memory(run, none) == TrainingMemory()

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from rayconf import RunConfig, UserError, load_config
 from rayconf.loading import field_paths, preset_names
+from rayconf.plan import plan
 from rayconf.run_config import default_search
-from rayconf.session import Machine, plan
+from rayconf.session import Machine
 
 
 def test_presets_have_the_stated_sizes() -> None:

@@ -51,9 +51,9 @@ def test_what_shadows_nothing_is_let_pass(tmp_path: Path) -> None:
 def test_reading_a_config_loads_neither_ray_nor_torch(tmp_path: Path) -> None:
     code = """
 import sys
-import rayconf, rayconf.keys, rayconf.origins, rayconf.session
+import rayconf, rayconf.keys, rayconf.origins, rayconf.plan, rayconf.session
 run = rayconf.load_config("demo")
-rayconf.session.plan(run, rayconf.session.Machine(rayconf.session.available_cpus()))
+rayconf.plan.plan(run, rayconf.session.Machine(rayconf.session.available_cpus()))
 rayconf.origins.check_origins()
 print(*{name.partition(".")[0] for name in sys.modules})
 """

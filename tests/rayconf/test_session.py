@@ -11,7 +11,8 @@ import pytest
 
 from rayconf import UserError, load_config
 from rayconf.origins import HOME
-from rayconf.session import Machine, available_cpus, machine_resources, plan, start_ray, wanted_slots
+from rayconf.plan import plan, wanted_slots
+from rayconf.session import Machine, available_cpus, machine_resources, start_ray
 
 
 @pytest.mark.parametrize(
