@@ -169,7 +169,8 @@ def figures(
     ratios = each(lambda r, _: sharpe(r, per_year))
     seen = _in_sample(found, block, policy, per_year)
     difference = gap(own, target, per_year)
-    books = own.T.groupby(level=1).mean().T
+    book, plain_book = (pd.concat({"book": frame.T.groupby(level=1).mean().T}, axis=1) for frame in (own, target))
+    of_book = gap(book, plain_book, per_year)
     outside = median_of_means(ratios)
     inside = median_of_means(seen)
     spread = pd.Series(ratios).groupby(level=0).std(ddof=1).median() if len(block.seeds) > 1 else math.nan
@@ -180,7 +181,10 @@ def figures(
         "difference": difference.value,
         "difference_low": difference.low,
         "difference_high": difference.high,
-        "sharpe_book": float(np.mean([sharpe(books[seed].to_numpy(), per_year) for seed in block.seeds])),
+        "sharpe_book": float(np.mean([sharpe(book["book", seed].to_numpy(), per_year) for seed in block.seeds])),
+        "book_difference": of_book.value,
+        "book_low": of_book.low,
+        "book_high": of_book.high,
         "alpha": median_of_means(each(lambda r, e: alpha_beta(r, e, per_year)[0])),
         "beta": median_of_means(each(lambda r, e: alpha_beta(r, e, per_year)[1])),
         "max_drawdown": median_of_means(each(lambda r, _: max_drawdown(r))),
@@ -219,6 +223,8 @@ HEADINGS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("difference", "to vol target", plain),
     ("interval", "95 % interval", str),
     ("sharpe_book", "book", plain),
+    ("book_difference", "to vol target", plain),
+    ("book_interval", "95 % interval", str),
     ("alpha", "alpha", percent),
     ("beta", "beta", plain),
     ("max_drawdown", "drawdown", percent),
@@ -237,7 +243,11 @@ def shown(rows: Sequence[dict[str, Any]], scenarios: Sequence[str]) -> tuple[lis
     columns = [*HEADINGS[:-1], *((f"sharpe_{name}", name, plain) for name in scenarios), HEADINGS[-1]]
     lines = []
     for row in rows:
-        values = {**row, "interval": interval(row.get("difference_low"), row.get("difference_high"))}
+        values = {
+            **row,
+            "interval": interval(row.get("difference_low"), row.get("difference_high")),
+            "book_interval": interval(row.get("book_low"), row.get("book_high")),
+        }
         line = [str(row["row"])]
         for name, _, form in columns:
             value = values.get(name, math.nan)

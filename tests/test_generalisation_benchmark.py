@@ -183,6 +183,21 @@ def test_figures_are_those_of_the_strung_test_spans(measured: Benchmark) -> None
     ]
     assert row["difference"] == pytest.approx(np.median(differences))
     assert row["difference_low"] < row["difference"] < row["difference_high"]
+
+    def book(cells: dict[tuple[str, str, int], Path], seed: int, policy: str) -> float:
+        """Sharpe ratio of the account that holds both pairs in equal parts."""
+        parts = []
+        for pair in PAIRS:
+            frame = pd.concat([daily(cells[pair, fold, seed]) for fold in ("2010", "2011")])
+            frame = frame[(frame.policy == policy) & (frame.split == "test") & (frame.scenario == "base")]
+            parts.append(frame.set_index("date").net_return)
+        returns = sum(parts).dropna().to_numpy() / 2
+        return float(np.sqrt(252) * returns.mean() / returns.std())
+
+    own_book = np.mean([book(found, seed, "best") for seed in (0, 1)])
+    assert row["sharpe_book"] == pytest.approx(own_book)
+    assert row["book_difference"] == pytest.approx(own_book - book(target, 0, "rule"))
+    assert row["book_low"] < row["book_difference"] < row["book_high"]
     spreads = [np.std([ratio(found, pair, seed, "best", "base") for seed in (0, 1)], ddof=1) for pair in PAIRS]
     assert row["seed_sd"] == pytest.approx(np.median(spreads))
     assert row["cells"] == 8
