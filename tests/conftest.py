@@ -1,6 +1,7 @@
 """Fixtures that all rooms share: the real data beside the checkout, one Ray for the session, small markets."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import torch
 # no test is one of speed, whatever else the machine does
 settings.register_profile("no-deadline", parent=settings.default, deadline=None)
 settings.load_profile("no-deadline")
+# In the background a shell's commands ignore SIGINT, and so would every run that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 

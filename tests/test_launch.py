@@ -112,7 +112,7 @@ def test_the_test_span_is_read_once(undisturbed: Path) -> None:
     seconds = [float(text) for text in re.findall(r"([\d.]+) s", events.detail[3])]
     rows = pd.read_parquet(undisturbed / "frames" / "progress.parquet").to_dict("records")
     # The command began before its first event; the first step came before the first barrier did.
-    assert 0 < seconds[0] <= seconds[1] < MINUTES
+    assert 0 < seconds[0] <= seconds[1] < 8 * MINUTES
     assert first_gradient(rows) - seconds[1] < events.wall_time[0] + 0.1
 
 
