@@ -67,6 +67,14 @@ def ray_session() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def alone() -> None:
+    """Commands bring their own Ray; the session's has done its work."""
+    import ray
+
+    ray.shutdown()
+
+
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One tiny run by the real command on two CPUs, for every test that only looks at it."""

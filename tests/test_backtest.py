@@ -17,16 +17,10 @@ from pbt.backtest import main
 from pbt.finished import FinishedRun
 from rayconf.run_config import RunConfig
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 PAIR = "SYNC/SYND"
 KEY = ["split", "scenario", "pair", "policy", "date"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _alone() -> None:
-    """The command brings its own Ray; the session's has done its work."""
-    import ray
-
-    ray.shutdown()
 
 
 @pytest.fixture

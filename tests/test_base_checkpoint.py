@@ -26,16 +26,10 @@ from tests.commands import MINUTES, SETTINGS, command, environment, in_one_proce
 from tests.conftest import ROOT
 from tests.hub_server import Hub, client
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 PAIRS = ("SYNA/SYNB", "SYNC/SYND")
 SPLIT = ("--set", "split.fractions=[0.55,0.22,0.23]")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _alone() -> None:
-    """Launches bring their own Ray; the session's has done its work."""
-    import ray
-
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

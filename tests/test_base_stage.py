@@ -22,6 +22,8 @@ from tests.conftest import ROOT
 from tests.hub_server import Hub, client
 from tests.pbt.wandb_logs import logs
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 PAIR = "SYNA/SYNB"
 NETWORK = [
     word
@@ -31,14 +33,6 @@ NETWORK = [
     )
     for word in ("--set", setting)
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _alone() -> None:
-    """Launches bring their own Ray; the session's has done its work."""
-    import ray
-
-    ray.shutdown()
 
 
 def arguments(folder: Path, *more: str) -> list[str]:

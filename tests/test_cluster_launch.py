@@ -7,12 +7,7 @@ import pytest
 from tests.cluster import small_cluster
 from tests.commands import launch, tiny
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _alone() -> None:
-    import ray
-
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def test_a_cluster_gives_the_frames_of_one_machine(undisturbed: Path, tmp_path: Path) -> None:

@@ -28,16 +28,10 @@ from rayconf.storage import LocalStorage
 from tests.commands import MINUTES, command, environment, launch
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 NEW = "SYNE/SYNF"
 OLD = ("SYNA/SYNB", "SYNC/SYND")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _alone() -> None:
-    """Launches bring their own Ray; the session's has done its work."""
-    import ray
-
-    ray.shutdown()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -22,15 +22,9 @@ from rayconf.loading import build_config, load_file, merge
 from rayconf.run_config import RunConfig
 from tests.commands import launch, tiny
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 PAIR = "SYNA/SYNB"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _alone() -> None:
-    """Launches bring their own Ray; the session's has done its work."""
-    import ray
-
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

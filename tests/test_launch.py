@@ -32,15 +32,9 @@ from tests.conftest import ROOT
 from tests.pbt.conftest import TINY
 from tests.pbt.wandb_logs import logs
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 FRAMES = ("progress", "lineage", "diversity", "validation", "daily", "summary", "evidence", "events")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _alone() -> None:
-    """Launches bring their own Ray; the session's has done its work."""
-    import ray
-
-    ray.shutdown()
 
 
 def frame_bytes(run: Path) -> dict[str, bytes]:

@@ -24,6 +24,8 @@ from tests.commands import environment, launch, tiny
 from tests.conftest import ROOT
 from tests.envs.conftest import make_bars
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 LEADER, OTHER = PAIRS = ("SYNA/SYNB", "SYNC/SYND")
 SETTINGS = (
     "pbt.pooled=true",
@@ -41,14 +43,6 @@ WHERE = ["window", "member", "generation"]
 
 def arguments(folder: Path) -> list[str]:
     return tiny(folder, *TESTS, *[word for text in SETTINGS for word in ("--set", text)])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _alone() -> None:
-    """Replays bring their own Ray; the session's has done its work."""
-    import ray
-
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

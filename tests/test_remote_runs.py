@@ -22,16 +22,10 @@ from tests.commands import MINUTES, command, environment, tiny
 from tests.conftest import ROOT
 from tests.object_store import KEYS, ObjectStore, object_store
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 TWO_CPUS = ("--set", "resources.cpus=2")
 SAME = ("lineage", "daily", "validation", "summary", "evidence")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _alone() -> None:
-    """Launches bring their own Ray; the session's has done its work."""
-    import ray
-
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,9 @@ from safetensors.torch import load_file
 from analysis.frames import KEYS, read_frame, schema_of, write_frame
 from pbt.replay import first_difference, main
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 PAIR = "SYNC/SYND"  # its first survivor went through an exploit
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _alone() -> None:
-    """Replays bring their own Ray; the session's has done its work."""
-    import ray
-
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -34,17 +34,11 @@ from tests.commands import MINUTES, command, environment, launch, tiny
 from tests.conftest import ROOT
 from tests.pbt.conftest import TINY
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 PAIR = "SYNA/SYNB"
 STARTS = ("1779-01-01", "1780-02-01")
 FRAMES = ("lineage", "validation", "daily", "summary", "evidence", "diversity")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _alone() -> None:
-    """Launches bring their own Ray; the session's has done its work."""
-    import ray
-
-    ray.shutdown()
 
 
 def prices(folder: Path, changed_from: str | None = None) -> Path:
