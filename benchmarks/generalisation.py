@@ -25,7 +25,7 @@ from analysis.journal import append_jsonl
 from analysis.summary import sessions_per_year
 from benchmarks.cells import Job, scenarios, work
 from benchmarks.folds import PAIRS, PERIODS, Fold, Period, Prices
-from benchmarks.ladder import BUDGET, ROWS, Ladder, Row
+from benchmarks.ladder import BUDGET, ROWS, YARDSTICKS, Ladder, Row
 from benchmarks.ladder_table import Found, block_of, figures, gap, markdown, returns_of, rich_table, shown, strung
 from pbt.run_dir import folder_name
 from pbt.terms import BASE
@@ -33,7 +33,6 @@ from rayconf.errors import OneLineParser, UserError
 from rayconf.sections import AugmentConfig, ResourcesConfig, UniverseConfig
 from rayconf.session import start_ray
 
-YARDSTICKS = ("vol_target", "equal_weight")
 MISTAKE = 2
 
 

@@ -50,6 +50,9 @@ BASE = (
     "tracking.tensorboard=false",
 )
 
+YARDSTICKS = ("vol_target", "equal_weight")
+"""Rows that others are measured against, and what alpha, beta and volatility are to."""
+
 Kind = Literal["baseline", "pair", "universe", "run", "ensemble"]
 
 
@@ -77,7 +80,7 @@ class Row:
     """Members of the population, as a multiple of the ladder's."""
     shown: tuple[str, ...] = ()
     """Pairs that the table shows; empty: all."""
-    yardsticks: tuple[str, str] = ("vol_target", "equal_weight")
+    yardsticks: tuple[str, str] = YARDSTICKS
     """Rows that the table measures it against, on the same prices."""
 
     @property

@@ -37,11 +37,10 @@ def headlines(run: RunConfig) -> tuple[dict[str, EnsemblePolicy], dict[str, floa
         finished = FinishedRun.open(folder / NAME)
         policies = {pair: EnsemblePolicy(list(finished.policies(pair).values())) for pair in finished.pairs}
         updates = pd.read_parquet(finished.directory.frame("progress"))
-    steps = (updates.env_steps / updates.iteration).sum()
-    training = float((steps / len(updates) / updates.steps_per_second).sum())
+    steps = updates.env_steps / updates.iteration
     return policies, {
-        "env_steps": int(steps),
-        "train_seconds": training,
+        "env_steps": int(steps.sum()),
+        "train_seconds": float((steps / updates.steps_per_second).sum()),
         "construct_seconds": float(updates[["startup_seconds", "switch_seconds"]].sum().sum()),
         "validate_seconds": float(updates.evaluation_seconds.sum()),
     }

@@ -222,7 +222,7 @@ def evaluate(
 
 
 def _play(
-    run: RunConfig, market: PairMarket, policy: Policy, over: np.ndarray | None
+    run: RunConfig, market: PairMarket, policy: Policy, over: np.ndarray | None = None
 ) -> tuple[fitness.Account, float, float | None]:
     """The policy's account on validation, and its Sharpe ratios there and at the end of train, if that is as long."""
     span = market.splits["validation"]
@@ -271,17 +271,8 @@ def base_returns(run: RunConfig, market: PairMarket, weights: State) -> np.ndarr
     fixed = run.with_values(dict.fromkeys(run.search, 0.0)).identity
     key = (fixed, market.pair, digest(weights))
     if key not in _BASE_RETURNS:
-        result = replay(
-            market,
-            market.splits["validation"],
-            decide_on([build_policy(weights, run, market.scaler.names)], torch.tensor(market.features)),
-            Terms.from_costs(run.costs),
-            run.env.lag,
-            batch=1,
-            leverage=run.costs.leverage,
-            drawdown=uses_drawdown(run),
-        )
-        _BASE_RETURNS[key] = result.net_return[:, 0]
+        account, *_ = _play(run, market, build_policy(weights, run, market.scaler.names))
+        _BASE_RETURNS[key] = account.net_return
     return _BASE_RETURNS[key]
 
 

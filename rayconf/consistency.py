@@ -22,12 +22,10 @@ def check_consistent(run: "RunConfig") -> None:
     Raises:
         ValueError: naming the field, its value and what would be right.
     """
-    for pair in run.data.pairs:
-        if not PAIR.fullmatch(pair) or len(set(pair.split("/"))) != 2:
-            raise ValueError(f"data.pairs: {pair!r} is no pair; write two different tickers as AAA/BBB")
-    for pair in run.universe.pairs:
-        if not PAIR.fullmatch(pair) or len(set(pair.split("/"))) != 2:
-            raise ValueError(f"universe.pairs: {pair!r} is no pair; write two different tickers as AAA/BBB")
+    for field, pairs in (("data.pairs", run.data.pairs), ("universe.pairs", run.universe.pairs)):
+        for pair in pairs:
+            if not PAIR.fullmatch(pair) or len(set(pair.split("/"))) != 2:
+                raise ValueError(f"{field}: {pair!r} is no pair; write two different tickers as AAA/BBB")
     tickers = () if run.universe.everything else run.universe.tickers
     for ticker in (*tickers, *run.universe.held_out):
         if not PAIR.fullmatch(f"{ticker}/A"):
