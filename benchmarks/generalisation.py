@@ -11,6 +11,7 @@ prices that end with 2009 and has no test span. Writes ``ladder.csv`` and ``ladd
 
 import argparse
 import datetime
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +19,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 
 from analysis.journal import append_jsonl
+from analysis.labels import NOTHING
 from analysis.summary import sessions_per_year
 from benchmarks.cells import Job, scenarios, work
 from benchmarks.folds import PAIRS, PERIODS, Fold, Period, Prices
@@ -187,6 +190,10 @@ def choose(
 ) -> list[dict[str, Any]]:
     """Train the row under each candidate's settings on the fold of choice and print what validation says.
 
+    ``gain`` is what to choose by: the mean over pairs of the Sharpe ratio on validation less that of
+    volatility-targeted equal weight, less one error of that mean. ``fitness`` is the smoothed one of the row's policy,
+    which a whole run does not tell.
+
     Args:
         benchmark: Of the one fold without a test span that is looked at.
         row: A row that learns.
@@ -194,8 +201,7 @@ def choose(
         console: Where to print.
     """
     splits = ("train", "validation")
-    ladder = benchmark.ladder
-    vol_target = ladder.row("vol_target")
+    vol_target = benchmark.ladder.row("vol_target")
     measure(benchmark, [vol_target], console, splits)
     yardstick = benchmark.found(vol_target)
     table = []
@@ -204,35 +210,33 @@ def choose(
         measure(benchmark, [candidate], console, splits)
         found = benchmark.found(candidate)
         block = block_of(found)
-        own, other = (
-            returns_of(strung(cells, part, policy, "validation"))
-            for cells, part, policy in (
-                (found, block, row.policy),
-                (yardstick, replace(block, seeds=(0,)), vol_target.policy),
-            )
-        )
+        own = returns_of(strung(found, block, row.policy, "validation"))
+        other = returns_of(strung(yardstick, replace(block, seeds=(0,)), vol_target.policy, "validation"))
         cells = pd.concat([pd.read_parquet(folder / "cell.parquet") for folder in found.values()])
         means = cells[cells.policy == row.policy].mean(numeric_only=True)
-        last = cells[cells.policy == "last"].mean(numeric_only=True)
-        difference = gap(own, other, sessions_per_year(own.index.to_numpy()))
+        difference = gap(own, other, sessions_per_year(own.index.to_numpy()), np.mean)
         table.append(
             {
                 "row": " ".join(settings) or f"{row.name} itself",
-                "fitness": means.smoothed,
-                "fitness_last": last.smoothed,
-                "generation": means.generation,
-                "train": means.train_sharpe,
-                "validation": means.validation_sharpe,
+                "gain": difference.value - difference.error,
                 "difference": difference.value,
                 "low": difference.low,
                 "high": difference.high,
+                "fitness": means.get("smoothed", math.nan),
+                "train": means.train_sharpe,
+                "validation": means.validation_sharpe,
                 "cells": len(found),
             }
         )
-    headings = [name.replace("_", ", ") for name in table[0]]
-    lines = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in line.values()] for line in table]
-    console.print(rich_table(headings, lines))
+    lines = [[_shown(value) for value in line.values()] for line in table]
+    console.print(rich_table(list(table[0]), lines))
     return table
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return NOTHING if math.isnan(value) else f"{value:.2f}"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -286,8 +290,8 @@ def _run(args: argparse.Namespace) -> None:
         return
     if args.candidate and not args.choose:
         raise UserError("--candidate: settings are tried by --choose alone")
-    if args.choose and (len(rows) != 1 or rows[0].kind not in ("pair", "universe")):
-        raise UserError("--choose: name one row that learns and needs no whole run, e.g. --rows ppo")
+    if args.choose and (len(rows) != 1 or not rows[0].learns or rows[0].of):
+        raise UserError("--choose: name one row that learns and stands on no other, e.g. --rows ppo")
     candidates = [(), *(tuple(settings) for settings in args.candidate)]
     for settings in candidates:
         try:

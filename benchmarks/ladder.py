@@ -183,6 +183,7 @@ ROWS = (
     ),
     Row("direct_encoder", "run", (*ARM, "pbt.arm=fixed", *ENCODER), budget=6, looks=8, members=2),
     Row("direct_base", "run", (*ARM, "pbt.arm=fixed", *ENCODER, *PRETRAINED), budget=6, looks=8, members=2),
+    Row("direct_base_long", "run", (*ARM, "pbt.arm=fixed", *ENCODER, *PRETRAINED), budget=24, looks=8, members=2),
     Row(
         "direct_base_apart",
         "run",

@@ -89,20 +89,23 @@ def median_of_means(values: dict[tuple[str, int], float]) -> float:
 
 @dataclass(frozen=True)
 class Gap:
-    """Median over pairs of the difference of two rows' Sharpe ratios, with its 95 % interval."""
+    """The difference of two rows' Sharpe ratios over all pairs, with its 95 % interval."""
 
     value: float
     low: float
     high: float
+    error: float
+    """Standard deviation over the resamples."""
 
 
-def gap(own: pd.DataFrame, other: pd.DataFrame, per_year: float) -> Gap:
+def gap(own: pd.DataFrame, other: pd.DataFrame, per_year: float, center: Callable[..., Any] = np.median) -> Gap:
     """Sharpe ratios of a row less those of another over the same pairs.
 
     Args:
         own: Net returns [D, (pair, seed)].
         other: Net returns [D, (pair, seed)] of the same pairs and sessions.
         per_year: Sessions per year.
+        center: What is taken over the pairs, along axis 0.
 
     Raises:
         ValueError: The sessions differ.
@@ -122,10 +125,12 @@ def gap(own: pd.DataFrame, other: pd.DataFrame, per_year: float) -> Gap:
             ours = [i for i, name in enumerate(mine) if name == pair]
             others = [len(mine) + i for i, name in enumerate(theirs) if name == pair]
             per_pair.append(values[:, ours].mean(axis=1) - values[:, others].mean(axis=1))
-        return np.median(np.stack(per_pair), axis=0)
+        found: np.ndarray = center(np.stack(per_pair), axis=0)
+        return found
 
-    low, high = np.quantile(difference(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Gap(float(difference(level)[0]), float(low), float(high))
+    resampled = difference(drawn)
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Gap(float(difference(level)[0]), float(low), float(high), float(resampled.std(ddof=1)))
 
 
 def figures(

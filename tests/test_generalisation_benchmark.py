@@ -1,6 +1,7 @@
 """The ladder over walk-forward folds: what is kept, what may be seen, and that its figures are what they say."""
 
 import io
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ SMALL = (
     "network.hidden=[8, 8]",
     "pbt.bootstrap=99",
 )
+VOL_TARGET = next(row for row in ROWS if row.name == "vol_target")
 TOGETHER = Row("together", "universe", snapshot="last")
 WHOLE = ("pbt.arm=fixed", "pbt.archive_of=last", "backtest.cost_bps=[]", "resources.cpus=1")
 POOLED = Row("pooled", "run", (*WHOLE, "pbt.pooled=true", "universe.tickers=['*']"))
@@ -279,6 +281,23 @@ def test_choice_sees_no_bar_from_2010_on(ray_session: None, data: Path, tmp_path
     assert tables[0][0]["validation"] != tables[0][1]["validation"]
 
 
+def test_a_whole_run_is_chosen_among_learners_by_the_same_gain(ray_session: None, data: Path, tmp_path: Path) -> None:
+    fold = Prices(data, PAIRS, tmp_path / "prices").choice()
+    benchmark = Benchmark(replace(LADDER, seeds=1), tmp_path, (fold,), PAIRS)
+    (whole,), (learner,) = (choose(benchmark, row, [()], QUIET) for row in (POOLED, TOGETHER))
+    apart = {"row", "fitness"}
+    assert {k: v for k, v in whole.items() if k not in apart} == {k: v for k, v in learner.items() if k not in apart}
+    assert math.isnan(whole["fitness"])
+    market, rule = ([daily(benchmark.cell(row, fold, pair, 0)) for pair in PAIRS] for row in (TOGETHER, VOL_TARGET))
+    ratios = []
+    for own, other in zip(market, rule, strict=True):
+        one = own[(own.policy == "last") & (own.split == "validation")].net_return
+        two = other[other.split == "validation"].net_return
+        ratios.append(math.sqrt(252) * (one.mean() / one.std() - two.mean() / two.std()))
+    assert learner["difference"] == pytest.approx(np.mean(ratios), abs=0.02)  # sessions per year are counted
+    assert learner["low"] < learner["gain"] < learner["difference"]
+
+
 def test_the_report_names_its_looks(measured: Benchmark) -> None:
     before = (measured.out / "looks.jsonl").read_text().splitlines()
     assert any('"row":"ppo"' in line and '"what":"evaluation"' in line for line in before)
@@ -298,6 +317,7 @@ def test_the_report_names_its_looks(measured: Benchmark) -> None:
         (["--rows", "nothing"], "--rows: 'nothing' is no row"),
         (["--seeds", "0"], "--seeds: 0 must be 1 or more"),
         (["--choose", "--rows", "vol_target"], "--choose: name one row that learns"),
+        (["--choose", "--rows", "leashed"], "--choose: name one row that learns"),
         (["--choose", "--rows", "ppo", "--candidate", "ppo.gama=0.9"], "--candidate: 'ppo.gama' is no field"),
         ([], "has no AAPL.csv"),
     ],
