@@ -57,8 +57,8 @@ SCENARIO = _text(
 )
 POLICY = _text(
     "policy",
-    "survivor-1 and up, ensemble, or a baseline: cash, equal_weight, vol_target, hold_a, hold_b, zscore, "
-    "zscore_gross1, zscore_textbook, static_gross.",
+    "survivor-1 and up, ensemble, ensemble_weighted, or a baseline: cash, equal_weight, vol_target, hold_a, hold_b, "
+    "zscore, zscore_gross1, zscore_textbook, static_gross.",
 )
 DATE = Column("date", "timestamp", "", "The bar of the fill (its own label; hourly bars in UTC).")
 FITNESS = _real("fitness", "Sharpe, per year", "Score on validation that selection looks at, as the config defines it.")

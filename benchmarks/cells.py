@@ -24,14 +24,14 @@ from algos.markets import forget, market_for
 from algos.pair_ppo import PairPPO
 from algos.policy import EnsemblePolicy, Policy
 from analysis.metrics import sharpe
-from benchmarks.ladder import Row
+from benchmarks.ladder import AVERAGES, Row
 from benchmarks.whole_runs import headlines
 from envs.market import PairMarket
 from pbt import fitness
 from pbt.baselines import TEXTBOOK, baseline_targets, fit_z_score
 from pbt.generation import enter, evaluate, initial_key, train_generation, training_key
 from pbt.run_dir import member_name
-from pbt.simulator import Batch
+from pbt.simulator import Batch, fitness_shares
 from pbt.survivors import write_policy
 from pbt.terms import BASE, Scenario, base_scenario
 from rayconf.run_config import RunConfig
@@ -201,9 +201,8 @@ def work(job: Job) -> dict[str, float]:
             policies = dict(learned.policies)
         elif headline:
             policies = {job.row.policy: headline[pair]}
-        elif job.row.kind == "ensemble":
-            cells = job.members[pair]
-            policies = {name: EnsemblePolicy([Policy.load(cell / name) for cell in cells]) for name in SNAPSHOTS}
+        elif job.row.kind in AVERAGES:
+            policies = {name: average(job, pair, name) for name in SNAPSHOTS}
         else:
             rule = fit_z_score(market, job.run) if job.row.of == "zscore" else TEXTBOOK
             targets = {"rule": baseline_targets(market, job.run, rule, (0.0, 0.0))[job.row.of]}
@@ -212,6 +211,17 @@ def work(job: Job) -> dict[str, float]:
     if job.run.augment.histories:  # they are of this seed alone
         forget(job.run)
     return {**facts, "replay_seconds": time.perf_counter() - replaying, "seconds": time.perf_counter() - began}
+
+
+def average(job: Job, pair: str, snapshot: str) -> EnsemblePolicy:
+    """The ensemble of a snapshot of the job's members."""
+    cells = job.members[pair]
+    members = [Policy.load(cell / snapshot) for cell in cells]
+    if job.row.kind == "ensemble":
+        return EnsemblePolicy(members)
+    tables = [pd.read_parquet(cell / "fitness.parquet") for cell in cells]
+    chosen = [table[table[snapshot]].iloc[0] for table in tables]
+    return EnsemblePolicy(members, fitness_shares([(row.smoothed, row.fitness_se) for row in chosen]))
 
 
 def _keep(

@@ -44,6 +44,8 @@ PERIODS = (
     Period("2019-21", "2019-01-01", "2021-12-31"),
     Period("2022-25", "2022-01-01", "2025-12-31"),
 )
+EARLIER = (Period("2006-07", "2006-01-01", "2007-12-31"), Period("2008-09", "2008-01-01", "2009-12-31"))
+"""Where one may look as often as one likes: whether a rule of selection holds on the years after its validation."""
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,10 @@ prices that end with 2009 and has no test span. Writes ``ladder.csv`` and ``ladd
 """
 
 import argparse
-import datetime
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,120 +21,31 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from analysis.journal import append_jsonl
 from analysis.labels import NOTHING
 from analysis.summary import sessions_per_year
-from benchmarks.cells import Job, scenarios, work
-from benchmarks.folds import PAIRS, PERIODS, Fold, Period, Prices
+from benchmarks.cells import scenarios
+from benchmarks.folds import EARLIER, PAIRS, PERIODS, Period, Prices
 from benchmarks.ladder import BUDGET, ROWS, YARDSTICKS, Ladder, Row
-from benchmarks.ladder_table import Found, block_of, figures, gap, markdown, returns_of, rich_table, shown, strung
-from pbt.run_dir import folder_name
+from benchmarks.ladder_table import (
+    Found,
+    Streams,
+    block_of,
+    figures,
+    gap,
+    markdown,
+    median_of_means,
+    returns_of,
+    rich_table,
+    shown,
+    strung,
+)
+from benchmarks.measuring import Benchmark, measure
 from pbt.terms import BASE
 from rayconf.errors import OneLineParser, UserError
-from rayconf.sections import AugmentConfig, ResourcesConfig, UniverseConfig
+from rayconf.sections import ResourcesConfig
 from rayconf.session import start_ray
 
 MISTAKE = 2
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """A ladder on some pairs and folds, and where its cells are kept."""
-
-    ladder: Ladder
-    out: Path
-    folds: tuple[Fold, ...]
-    pairs: tuple[str, ...]
-
-    def cell(self, row: Row, fold: Fold, pair: str, seed: int) -> Path:
-        """Folder of a cell: what it computes, on which prices, for whom."""
-        wide = row.kind in ("universe", "run")  # it, or its base, has seen all prices
-        prices = fold.digest(self.pairs if wide else (pair,), everything=wide)
-        one = f"{folder_name(pair)}_{fold.name}_s{seed}_{prices}"
-        return self.out / "cells" / f"{row.kind}-{self.ladder.digest(row)}" / one
-
-    def seeds(self, row: Row) -> range:
-        """Seeds of a row; what has none of its own has the seed 0."""
-        return range(self.ladder.seeds if row.learns else 1)
-
-    def jobs(self, row: Row, splits: Sequence[str] = ("test", "train", "validation")) -> list[Job]:
-        """All work of a row, in the order of its doing: a seed after the other, a pair after the other."""
-        jobs = []
-        groups = [self.pairs] if row.together else [(pair,) for pair in self.pairs]
-        source = self.ladder.trained(row)
-        for seed, group, fold in product(self.seeds(row), groups, self.folds):
-            cells = {pair: self.cell(row, fold, pair, seed) for pair in group}
-            members: dict[str, tuple[Path, ...]] = {}
-            if row.kind == "ensemble":
-                members = {pair: tuple(self.cell(source, fold, pair, s) for s in self.seeds(source)) for pair in group}
-            run = self.ladder.run(source, fold, group, seed)
-            if row.kind == "run" and row.of:
-                base = self.ladder.row(row.of)
-                members = {pair: (self.cell(base, fold, pair, seed),) for pair in group}
-                ((start,),) = members.values()
-                stages = run.stages.model_copy(update={"base": str((start / base.policy).resolve())})
-                run = run.model_copy(update={"stages": stages})
-            if not row.learns:  # what nobody trains on need not be built
-                run = run.model_copy(update={"universe": UniverseConfig(), "augment": AugmentConfig()})
-            jobs.append(Job(row, fold.name, run, cells, members, tuple(splits)))
-        return jobs
-
-    def found(self, row: Row) -> Found:
-        """The complete cells of a row."""
-        pairs = [pair for pair in self.pairs if pair in (row.shown or self.pairs)]
-        keys = [(pair, fold, seed) for seed in self.seeds(row) for pair in pairs for fold in self.folds]
-        cells = {(pair, fold.name, seed): self.cell(row, fold, pair, seed) for pair, fold, seed in keys}
-        return {key: folder for key, folder in cells.items() if folder.is_dir()}
-
-    def look(self, row: Row, what: str, cells: int) -> None:
-        """Log a look at the test spans."""
-        when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        look = {"when": when, "row": row.name, "digest": self.ladder.digest(row), "what": what, "cells": cells}
-        append_jsonl(self.out / "looks.jsonl", [look])
-
-
-def measure(
-    benchmark: Benchmark, rows: Sequence[Row], console: Console, splits: Sequence[str] = ("test", "train", "validation")
-) -> int:
-    """Compute the cells of the rows that are missing, as Ray tasks; Ray is up.
-
-    Returns:
-        Number of jobs done.
-
-    Raises:
-        UserError: Cells that a row stands on are not all there.
-    """
-    import ray
-
-    task = ray.remote(num_cpus=1)(work)
-    count = 0
-    for row in sorted(rows, key=lambda row: row.kind in ("run", "ensemble")):  # on others' cells
-        todo = [job for job in benchmark.jobs(row, splits) if not job.done]
-        for job in todo:
-            missing = [cell for cells in job.members.values() for cell in cells if not cell.is_dir()]
-            if missing:
-                raise UserError(f"--rows: {row.name} needs the cells of {row.of}, of which some are missing; add it")
-        if todo and "test" in splits:
-            benchmark.look(row, "evaluation", sum(len(job.cells) for job in todo))
-        running = {task.remote(job): job for job in todo}
-        while running:
-            (finished,), _ = ray.wait(list(running), num_returns=1)
-            job, seconds = running.pop(finished), ray.get(finished)
-            count += 1
-            console.print(_told(job, seconds, len(todo) - len(running), len(todo)), highlight=False)
-    return count
-
-
-def _told(job: Job, seconds: Mapping[str, float], number: int, of: int) -> str:
-    pairs = next(iter(job.cells)) if len(job.cells) == 1 else f"{len(job.cells)} pairs"
-    line = f"[{number}/{of}] {job.row.name} {pairs} {job.fold} seed {job.run.seed}: "
-    line += f"{seconds['seconds']:.1f} s"
-    if seconds["env_steps"]:
-        speed = seconds["env_steps"] / seconds["train_seconds"]
-        line += f", {speed:,.0f} steps/s; " + ", ".join(
-            f"{name} {seconds[f'{name}_seconds']:.1f}" for name in ("construct", "train", "validate", "replay")
-        )
-    return line
 
 
 def report(benchmark: Benchmark, rows: Sequence[Row], console: Console) -> pd.DataFrame:
@@ -159,8 +68,8 @@ def report(benchmark: Benchmark, rows: Sequence[Row], console: Console) -> pd.Da
         found = benchmark.found(row)
         if found:
             benchmark.look(row, "report", len(found))
-        yardsticks = (benchmark.found(ladder.row(name)) for name in row.yardsticks)
-        table.append({"row": row.name, **figures(found, row.policy, *yardsticks, names)})
+        vol_target, equal = (benchmark.found(ladder.row(name)) for name in row.yardsticks)
+        table.append({"row": row.name, **figures(found, row.policy, vol_target, equal, names)})
     headings, lines = shown(table, names)
     notes = _notes(equal_weight)
     console.print(rich_table(headings, lines))
@@ -225,12 +134,17 @@ def choose(
                 "fitness": means.get("smoothed", math.nan),
                 "train": means.train_sharpe,
                 "validation": means.validation_sharpe,
+                "gross": _gross(strung(found, block, row.policy, "validation")),
                 "cells": len(found),
             }
         )
     lines = [[_shown(value) for value in line.values()] for line in table]
     console.print(rich_table(list(table[0]), lines))
     return table
+
+
+def _gross(streams: Streams) -> float:
+    return median_of_means({key: float(stream.gross.mean()) for key, stream in streams.items()})
 
 
 def _shown(value: Any) -> str:
@@ -251,7 +165,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--pairs", nargs="+", default=list(PAIRS), choices=PAIRS, metavar="A/B", help="some of the pairs"
     )
     names = [period.name for period in PERIODS]
-    parser.add_argument("--folds", nargs="+", default=names, choices=names, metavar="YEARS", help="some of the folds")
+    choices = [*names, *(period.name for period in EARLIER)]
+    parser.add_argument("--folds", nargs="+", default=names, choices=choices, metavar="YEARS", help="some of the folds")
     parser.add_argument("--seeds", type=int, default=5, help="seeds per pair and fold (default 5)")
     parser.add_argument("--budget", type=int, default=BUDGET, metavar="STEPS", help="environment steps per member")
     parser.add_argument("--population", type=int, default=1, help="members per learner, of whom the best is kept")
@@ -281,7 +196,7 @@ def _run(args: argparse.Namespace) -> None:
     ladder = Ladder(budget=args.budget, population=args.population, seeds=args.seeds)
     rows = [ladder.row(name) for name in args.rows or [row.name for row in ladder.rows]]
     prices = Prices(args.data_dir, PAIRS, args.out / "prices")
-    periods: list[Period] = [period for period in PERIODS if period.name in args.folds]
+    periods: list[Period] = [period for period in (*EARLIER, *PERIODS) if period.name in args.folds]
     folds = (prices.choice(),) if args.choose else tuple(prices.fold(period) for period in periods)
     benchmark = Benchmark(ladder, args.out, folds, tuple(args.pairs))
     console = Console(width=None if sys.stdout.isatty() else 220)

@@ -53,7 +53,9 @@ BASE = (
 YARDSTICKS = ("vol_target", "equal_weight")
 """Rows that others are measured against, and what alpha, beta and volatility are to."""
 
-Kind = Literal["baseline", "pair", "universe", "run", "ensemble"]
+Kind = Literal["baseline", "pair", "universe", "run", "ensemble", "weighted"]
+AVERAGES = ("ensemble", "weighted")
+"""Kinds that train nothing and average what others learned."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Row:
     and seed; ``universe``: a learner per fold and seed that trains on all ordered pairs of all tickers, selected on the
     mean fitness of the run's pairs and evaluated on each; ``run``: a whole run per fold and seed by ``pbt.launch``, on
     the same universe, whose headline is evaluated; where it is ``of`` a row, one per pair, fold and seed, on the pair
-    alone and from that row's policy; ``ensemble``: the mean of target weights over the seeds of the row ``of``."""
+    alone and from that row's policy; ``ensemble``: the mean of target weights over the seeds of the row ``of``, and
+    ``weighted`` by how far their fitness on validation is apart in units of its error."""
     assignments: tuple[str, ...] = ()
     """Over ``BASE``; ``path=value``."""
     snapshot: Literal["best", "last"] = "best"
@@ -91,7 +94,7 @@ class Row:
     @property
     def learns(self) -> bool:
         """Whether its cells train."""
-        return self.kind not in ("baseline", "ensemble")
+        return self.kind not in ("baseline", *AVERAGES)
 
     @property
     def together(self) -> bool:
@@ -162,11 +165,13 @@ ROWS = (
     Row("universe", "universe", RESIDUAL, budget=6, looks=12),
     Row("universe_last", "universe", RESIDUAL, "last", budget=6, looks=12),
     Row("universe_ensemble", "ensemble", of="universe"),
+    Row("universe_augmented_last", "universe", (*RESIDUAL, *HISTORIES), "last", budget=6, looks=12),
     Row("universe_regularised", "universe", (*RESIDUAL, *REGULARISED), budget=6, looks=12),
     Row("universe_regularised_last", "universe", (*RESIDUAL, *REGULARISED), "last", budget=6, looks=12),
     Row("direct", "universe", (*RESIDUAL, *DIRECT), budget=12, looks=14),
     Row("direct_last", "universe", (*RESIDUAL, *DIRECT), "last", budget=12, looks=14),
     Row("direct_ensemble", "ensemble", of="direct"),
+    Row("direct_long_last", "universe", (*RESIDUAL, *DIRECT), "last", budget=24, looks=14),
     Row("direct_augmented", "universe", (*RESIDUAL, *DIRECT, *HISTORIES), budget=24, looks=14),
     Row("direct_augmented_last", "universe", (*RESIDUAL, *DIRECT, *HISTORIES), "last", budget=24, looks=14),
     Row("direct_augmented_ensemble", "ensemble", of="direct_augmented"),
@@ -176,10 +181,17 @@ ROWS = (
     Row("more", "universe", (*SHARED, *MORE), budget=24, looks=14),
     Row("more_last", "universe", (*SHARED, *MORE), "last", budget=24, looks=14),
     Row("more_last_ensemble", "ensemble", snapshot="last", of="more_last"),
+    Row("more_last_weighted", "weighted", snapshot="last", of="more_last"),
+    Row("default", "run", (*SHARED, *MORE, *POPULATION, "pbt.arm=fixed"), budget=24, looks=14, members=4),
     Row("neutral_last", "universe", (*SHARED, *NEUTRAL, "features.prior=flat"), "last", budget=24, looks=14),
+    Row("neutral_spread_last", "universe", (*SHARED, "features.prior=spread"), "last", budget=24, looks=14),
     *(
         Row(f"direct_{arm}", "run", (*ARM, f"pbt.arm={arm}"), budget=6, looks=8, members=6)
         for arm in ("pbt", "random", "fixed")
+    ),
+    *(
+        Row(f"shared_{arm}", "run", (*SHARED, *POPULATION, f"pbt.arm={arm}"), budget=24, looks=8, members=4)
+        for arm in ("pbt", "random")
     ),
     Row("direct_encoder", "run", (*ARM, "pbt.arm=fixed", *ENCODER), budget=6, looks=8, members=2),
     Row("direct_base", "run", (*ARM, "pbt.arm=fixed", *ENCODER, *PRETRAINED), budget=6, looks=8, members=2),
@@ -229,7 +241,7 @@ class Ladder:
 
     def trained(self, row: Row) -> Row:
         """The row whose learners the row's policies are: an ensemble's members', else its own."""
-        return self.row(row.of) if row.kind == "ensemble" else row
+        return self.row(row.of) if row.kind in AVERAGES else row
 
     def run(self, row: Row, fold: Fold, pairs: Sequence[str], seed: int) -> RunConfig:
         """The run of a cell."""
@@ -249,7 +261,7 @@ class Ladder:
         parts = [row.kind, json.dumps(settings, sort_keys=True)]
         if row.kind == "baseline":
             parts.append(row.of)
-        if row.kind == "ensemble":
+        if row.kind in AVERAGES:
             parts += [self.trained(row).kind, str(self.seeds)]
         if row.kind == "run" and row.of:
             parts.append(self.digest(self.row(row.of)))

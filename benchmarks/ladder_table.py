@@ -29,6 +29,9 @@ BLOCK = 63
 """Mean length of a resampled block in sessions."""
 RESAMPLES = 1999
 
+TIMES = ("construct_seconds", "train_seconds", "validate_seconds")
+"""What a training took; cells of pairs that it serves alike say the same."""
+
 Streams = dict[tuple[str, int], pd.DataFrame]
 """By (pair, seed): net_return, turnover and gross by session, strung over the folds."""
 Found = dict[tuple[str, str, int], Path]
@@ -200,6 +203,7 @@ def figures(
         "gross": median_of_means({key: float(s.gross.mean()) for key, s in streams.items()}),
         "seed_sd": float(spread),
         **{f"sharpe_{name}": _under(found, block, policy, name, per_year) for name in scenarios},
+        "steps": _steps(found, block) / 1e6,
         "pairs": len(block.pairs),
         "folds": len(block.folds),
         "seeds": len(block.seeds),
@@ -214,6 +218,18 @@ def _in_sample(found: Found, block: Block, policy: str, per_year: float) -> dict
         for key, stream in strung(found, Block(block.pairs, (fold,), block.seeds), policy, "train").items():
             ratios.setdefault(key, []).append(sharpe(stream.net_return.to_numpy(), per_year))
     return {key: float(np.mean(values)) for key, values in ratios.items()}
+
+
+def _steps(found: Found, block: Block) -> float:
+    """Environment steps of a fold and a seed, over all pairs and members; pairs of one training count once."""
+    cells = [found[key] / "cell.parquet" for key in product(block.pairs, block.folds, block.seeds)]
+    columns = ["fold", "seed", "env_steps", *TIMES]
+    table = pd.concat([_told(cell, columns) for cell in cells]).drop_duplicates()
+    return float(table.env_steps.sum()) / (len(block.folds) * len(block.seeds))
+
+
+def _told(cell: Path, columns: Sequence[str]) -> pd.DataFrame:
+    return pd.read_parquet(cell).reindex(columns=list(columns))
 
 
 def _under(found: Found, block: Block, policy: str, scenario: str, per_year: float) -> float:
@@ -239,6 +255,7 @@ HEADINGS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("turnover", "turnover", percent),
     ("gross", "gross", plain),
     ("seed_sd", "seed SD", plain),
+    ("steps", "M steps", plain),
     ("cells", "cells", str),
 )
 

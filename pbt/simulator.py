@@ -56,10 +56,15 @@ def with_ensembles(survivors: Mapping[str, Policy], fitness: Sequence[tuple[floa
     members = list(survivors.values())
     found: dict[str, Any] = {ENSEMBLE: EnsemblePolicy(members)}
     if len(members) > 1:
-        value, error = np.array(fitness, np.float64).T
-        shares = np.exp((value - value.max()) / max(float(error.mean()), SMALLEST_ERROR))
-        found[WEIGHTED] = EnsemblePolicy(members, shares.tolist())
+        found[WEIGHTED] = EnsemblePolicy(members, fitness_shares(fitness))
     return {**found, **survivors}
+
+
+def fitness_shares(fitness: Sequence[tuple[float, float]]) -> list[float]:
+    """Shares of policies in their ensemble, the best one's 1, by fitness and its standard error of each."""
+    value, error = np.array(fitness, np.float64).T
+    shares: list[float] = np.exp((value - value.max()) / max(float(error.mean()), SMALLEST_ERROR)).tolist()
+    return shares
 
 
 def follow(

@@ -14,12 +14,14 @@ from rich.console import Console
 from algos.policy import Policy
 from analysis.bootstrap import resampled_indices
 from benchmarks import generalisation
-from benchmarks.cells import Job, market_of, work
+from benchmarks.cells import Job, average, market_of, work
 from benchmarks.folds import VALIDATION, Period, Prices
-from benchmarks.generalisation import Benchmark, choose, measure, report
+from benchmarks.generalisation import choose, report
 from benchmarks.ladder import BASE, ROWS, Ladder, Row
 from benchmarks.ladder_table import BLOCK, RESAMPLES, block_of, figures, gap, returns_of, strung
+from benchmarks.measuring import Benchmark, measure
 from pbt.generation import evaluate, initial_key, train_segment, training_key
+from pbt.simulator import fitness_shares
 from pbt.survivors import policy_from_state
 
 PAIRS = ("AAA/BBB", "CCC/DDD")
@@ -38,7 +40,8 @@ POOLED = Row("pooled", "run", (*WHOLE, "pbt.pooled=true", "universe.tickers=['*'
 LEASHED = Row(
     "leashed", "run", (*WHOLE, "stages.base=.", "pbt.fitness_over=base", "pbt.min_gain=100"), of="together", looks=1
 )
-LADDER = Ladder(rows=(*ROWS, TOGETHER, POOLED, LEASHED), base=(*BASE, *SMALL), budget=2 * 4096, seeds=2)
+WEIGHTED = Row("ppo_weighted", "weighted", of="ppo")
+LADDER = Ladder(rows=(*ROWS, TOGETHER, POOLED, LEASHED, WEIGHTED), base=(*BASE, *SMALL), budget=2 * 4096, seeds=2)
 NAMES = ("equal_weight", "vol_target", "ppo", "ppo_ensemble")
 QUIET = Console(file=io.StringIO())
 
@@ -137,6 +140,23 @@ def test_an_ensemble_of_equal_members_is_the_member(measured: Benchmark, tmp_pat
     pd.testing.assert_frame_equal(daily(tmp_path / "same"), daily(one), check_exact=True)
     mean = daily(job.cells["AAA/BBB"])
     assert all((mean.net_return - daily(member).net_return).abs().max() > 1e-6 for member in (one, two))
+
+
+def test_a_weighted_ensemble_follows_what_validation_said_of_its_members(measured: Benchmark, tmp_path: Path) -> None:
+    (job,) = [
+        job for job in measured.jobs(LADDER.row("ppo_weighted")) if [*job.cells] == ["AAA/BBB"] and job.fold == "2010"
+    ]
+    members = job.members["AAA/BBB"]
+    told = [pd.read_parquet(cell / "fitness.parquet").query("best").iloc[0] for cell in members]
+    shares = fitness_shares([(row.smoothed, row.fitness_se) for row in told])
+    weighted = average(job, "AAA/BBB", "best")
+    assert weighted.shares is not None
+    assert weighted.shares == pytest.approx([share / sum(shares) for share in shares])
+    better = int(np.argmax([row.smoothed for row in told]))
+    assert weighted.shares[better] == max(weighted.shares) > 0.5
+    work(job)
+    plain = daily(measured.cell(LADDER.row("ppo_ensemble"), measured.folds[0], "AAA/BBB", 0))
+    assert (daily(job.cells["AAA/BBB"]).net_return - plain.net_return).abs().max() > 1e-6
 
 
 def test_a_member_trains_as_in_a_run_and_the_best_on_validation_is_kept(measured: Benchmark) -> None:
@@ -308,6 +328,11 @@ def test_the_report_names_its_looks(measured: Benchmark) -> None:
     pd.testing.assert_frame_equal(saved, table, check_dtype=False)
     assert table.cells.to_dict() == {"equal_weight": 4, "vol_target": 4, "ppo": 8, "ppo_ensemble": 4, "zscore": 0}
     assert table.difference["vol_target"] == 0
+    run = measured.ladder.run(LADDER.row("ppo"), measured.folds[0], PAIRS, 0)
+    steps = 2 * run.pbt.iterations * run.env_steps_per_update / 1e6  # of both pairs
+    assert table.steps.to_dict() == pytest.approx(
+        dict.fromkeys(NAMES, 0.0) | {"ppo": steps, "zscore": np.nan}, nan_ok=True
+    )
     assert len((measured.out / "ladder.md").read_text().splitlines()) > len(NAMES) + 2
 
 

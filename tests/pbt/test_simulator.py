@@ -23,7 +23,18 @@ from envs.market import PairMarket
 from envs.pair_trading import PairTradingEnv
 from envs.replay import ByRow, Replay, replay
 from pbt import simulator as backtest_module
-from pbt.simulator import Daily, Policies, Prepared, backtest, deal, prepare, simulate
+from pbt.simulator import (
+    ENSEMBLE,
+    WEIGHTED,
+    Daily,
+    Policies,
+    Prepared,
+    backtest,
+    deal,
+    prepare,
+    simulate,
+    with_ensembles,
+)
 from pbt.terms import Scenario, base_scenario, scenarios
 from rayconf import RunConfig
 
@@ -120,6 +131,19 @@ def play(env: PairTradingEnv, policy: Policy, leverage: float) -> dict[str, np.n
         )
         over = terminated or truncated
     return {name: np.array([row[name] for row in rows]) for name in LEDGER_COLUMNS}
+
+
+def test_the_weighted_ensemble_counts_members_by_fitness_in_units_of_its_error(case: Case) -> None:
+    members = {name: case.policies[name] for name in LEARNED[1:]}
+    fitness = [(0.9, 0.1), (0.7, 0.3), (0.5, 0.2)]  # mean error 0.2
+    made = with_ensembles(members, fitness)
+    assert list(made) == [ENSEMBLE, WEIGHTED, *members]
+    assert made[ENSEMBLE].shares is None
+    odds = np.exp([0.0, -1.0, -2.0])
+    assert made[WEIGHTED].shares == pytest.approx(odds / odds.sum())
+    certain = with_ensembles(members, [(value, 0.0) for value, _ in fitness])
+    assert certain[WEIGHTED].shares == pytest.approx((1.0, 0.0, 0.0))
+    assert WEIGHTED not in with_ensembles({"survivor-1": members["survivor-1"]}, fitness[:1])
 
 
 @pytest.mark.parametrize("lag", [1, 2])
