@@ -193,6 +193,13 @@ ROWS = (
         Row(f"shared_{arm}", "run", (*SHARED, *POPULATION, f"pbt.arm={arm}"), budget=24, looks=8, members=4)
         for arm in ("pbt", "random")
     ),
+    Row(
+        "shared_gain",
+        "run",
+        (*SHARED, *POPULATION, "pbt.arm=fixed", "pbt.survivors=1", "pbt.min_gain=0"),
+        budget=24,
+        looks=14,
+    ),
     Row("direct_encoder", "run", (*ARM, "pbt.arm=fixed", *ENCODER), budget=6, looks=8, members=2),
     Row("direct_base", "run", (*ARM, "pbt.arm=fixed", *ENCODER, *PRETRAINED), budget=6, looks=8, members=2),
     Row("direct_base_long", "run", (*ARM, "pbt.arm=fixed", *ENCODER, *PRETRAINED), budget=24, looks=8, members=2),
@@ -201,6 +208,15 @@ ROWS = (
         "run",
         (*ARM, "pbt.arm=fixed", *ENCODER, *PRETRAINED, "stages.share=0.5"),
         budget=6,
+        looks=8,
+        members=2,
+    ),
+    Row("encoder_histories", "run", (*ARM, "pbt.arm=fixed", *ENCODER, *HISTORIES), budget=24, looks=8, members=2),
+    Row(
+        "base_histories",
+        "run",
+        (*ARM, "pbt.arm=fixed", *ENCODER, *PRETRAINED, *HISTORIES),
+        budget=24,
         looks=8,
         members=2,
     ),
