@@ -35,6 +35,7 @@ from pbt.simulator import Batch, fitness_shares
 from pbt.survivors import write_policy
 from pbt.terms import BASE, Scenario, base_scenario
 from rayconf.run_config import RunConfig
+from rayconf.sections import AugmentConfig, UniverseConfig
 
 SNAPSHOTS = ("best", "last")
 FIGURES = ["fitness", "fitness_se", "val_sharpe", "train_sharpe"]
@@ -191,10 +192,14 @@ def work(job: Job) -> dict[str, float]:
     if learned is not None:
         facts |= {"env_steps": learned.env_steps, **learned.seconds}
     replaying = time.perf_counter()
+    run = job.run
+    if job.row.kind == "run" and job.row.together:  # what its processes trained on need not be built here again
+        pbt = run.pbt.model_copy(update={"pooled": False})
+        run = run.model_copy(update={"universe": UniverseConfig(), "augment": AugmentConfig(), "pbt": pbt})
     for pair, folder in job.cells.items():
         if folder.is_dir():
             continue
-        market = market_of(job.run, pair)
+        market = market_of(run, pair)
         policies: dict[str, Any] = {}
         targets: dict[str, np.ndarray] = {}
         if learned is not None:
@@ -206,8 +211,8 @@ def work(job: Job) -> dict[str, float]:
         else:
             rule = fit_z_score(market, job.run) if job.row.of == "zscore" else TEXTBOOK
             targets = {"rule": baseline_targets(market, job.run, rule, (0.0, 0.0))[job.row.of]}
-        daily = played(market, job.run, policies, targets, job.splits)
-        _keep(job, pair, folder, daily, learned, facts)
+        daily = played(market, run, policies, targets, job.splits)
+        _keep(job, pair, folder, market, daily, learned, facts)
     if job.run.augment.histories:  # they are of this seed alone
         forget(job.run)
     return {**facts, "replay_seconds": time.perf_counter() - replaying, "seconds": time.perf_counter() - began}
@@ -225,7 +230,13 @@ def average(job: Job, pair: str, snapshot: str) -> EnsemblePolicy:
 
 
 def _keep(
-    job: Job, pair: str, folder: Path, daily: pd.DataFrame, learned: Learned | None, facts: Mapping[str, float]
+    job: Job,
+    pair: str,
+    folder: Path,
+    market: PairMarket,
+    daily: pd.DataFrame,
+    learned: Learned | None,
+    facts: Mapping[str, float],
 ) -> None:
     """Write a cell; its folder gets its name last, and what a killed process left of it goes."""
     for left in folder.parent.glob(f"{folder.name}.*"):
@@ -234,12 +245,12 @@ def _keep(
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}")
     temporary.mkdir(parents=True)
     daily.to_parquet(temporary / "daily.parquet", index=False, compression="zstd")
-    _figures(job, pair, daily, learned, facts).to_parquet(temporary / "cell.parquet", index=False)
+    _figures(job, market, daily, learned, facts).to_parquet(temporary / "cell.parquet", index=False)
     (temporary / "config.yaml").write_text(job.run.to_yaml())
     if learned is not None:
         learned.generations.to_parquet(temporary / "fitness.parquet", index=False)
         for name, policy in learned.policies.items():
-            write_policy(temporary / name, policy, market_of(job.run, pair), job.run)  # as a base for others
+            write_policy(temporary / name, policy, market, job.run)  # as a base for others
     try:
         temporary.rename(folder)
     except OSError:
@@ -249,10 +260,9 @@ def _keep(
 
 
 def _figures(
-    job: Job, pair: str, daily: pd.DataFrame, learned: Learned | None, facts: Mapping[str, float]
+    job: Job, market: PairMarket, daily: pd.DataFrame, learned: Learned | None, facts: Mapping[str, float]
 ) -> pd.DataFrame:
     """A row per policy: what it is, its Sharpe ratio by split, its validation fitness, and what it cost."""
-    market = market_of(job.run, pair)
     rows = []
     base = daily[daily.scenario == BASE]
     for name, own in base.groupby("policy", observed=True):
@@ -266,7 +276,7 @@ def _figures(
         rows.append(
             {
                 "kind": job.row.kind,
-                "pair": pair,
+                "pair": market.pair,
                 "fold": job.fold,
                 "seed": job.run.seed,
                 "policy": str(name),

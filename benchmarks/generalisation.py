@@ -6,7 +6,7 @@ Eight pairs, five expanding folds whose test spans follow each other from 2010 o
 gross at most 1, fills at the next open. Every cell (row, pair, fold, seed) is kept in ``--out`` and never computed
 again: a stop only pauses. ``benchmarks.ladder`` has the rows, ``benchmarks.ladder_table`` the columns. Snapshots are
 chosen on validation alone; every look at a test span is a line in ``looks.jsonl``. ``--choose`` compares settings on
-prices that end with 2009 and has no test span. Writes ``ladder.csv`` and ``ladder.md``.
+prices that end with 2009 and has no test span. Writes ``ladder.csv``, ``ladder.md`` and ``looks.csv``.
 """
 
 import argparse
@@ -49,7 +49,7 @@ MISTAKE = 2
 
 
 def report(benchmark: Benchmark, rows: Sequence[Row], console: Console) -> pd.DataFrame:
-    """Print the table of the rows and write ``ladder.csv`` and ``ladder.md``.
+    """Print the table of the rows and write it and the count of looks.
 
     Raises:
         UserError: The yardsticks are not measured.
@@ -76,6 +76,7 @@ def report(benchmark: Benchmark, rows: Sequence[Row], console: Console) -> pd.Da
     console.print("\n".join(notes), highlight=False)
     frame = pd.DataFrame(table)
     frame.to_csv(benchmark.out / "ladder.csv", index=False)
+    benchmark.looks().to_csv(benchmark.out / "looks.csv", index=False)
     (benchmark.out / "ladder.md").write_text(markdown(headings, lines) + "".join(f"\n{note}\n" for note in notes))
     return frame
 

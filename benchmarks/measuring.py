@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 
 from analysis.journal import append_jsonl
 from benchmarks.cells import Job, work
-from benchmarks.folds import Fold
+from benchmarks.folds import EARLIER, Fold
 from benchmarks.ladder import AVERAGES, Ladder, Row
 from benchmarks.ladder_table import Found
 from pbt.run_dir import folder_name
@@ -73,6 +74,17 @@ class Benchmark:
         look = {"when": when, "row": row.name, "digest": self.ladder.digest(row), "what": what, "cells": cells}
         look["folds"] = [fold.name for fold in self.folds]
         append_jsonl(self.out / "looks.jsonl", [look])
+
+    def looks(self) -> pd.DataFrame:
+        """How often each row was looked at on test spans from 2010 on: row, evaluations, reports."""
+        log = pd.read_json(self.out / "looks.jsonl", lines=True)
+        earlier = {period.name for period in EARLIER}
+        log = log[[not isinstance(folds, list) or not set(folds) <= earlier for folds in log.get("folds", log.row)]]
+        counted = log.groupby("row").agg(
+            evaluations=("what", lambda what: int((what == "evaluation").sum())),
+            reports=("what", lambda what: int((what == "report").sum())),
+        )
+        return counted.reset_index()
 
 
 def measure(

@@ -324,6 +324,11 @@ def test_the_report_names_its_looks(measured: Benchmark) -> None:
     table = report(measured, rows(*NAMES, "zscore"), QUIET).set_index("row")
     after = (measured.out / "looks.jsonl").read_text().splitlines()
     assert [line.count('"what":"report"') for line in after[len(before) :]] == [1] * len(NAMES)
+    looks = pd.read_csv(measured.out / "looks.csv", index_col="row")
+    assert looks.reports.to_dict() == {
+        name: sum(f'"{name}"' in x and "report" in x for x in after) for name in looks.index
+    }
+    assert set(NAMES) <= set(looks.index)
     saved = pd.read_csv(measured.out / "ladder.csv", index_col="row")
     pd.testing.assert_frame_equal(saved, table, check_dtype=False)
     assert table.cells.to_dict() == {"equal_weight": 4, "vol_target": 4, "ppo": 8, "ppo_ensemble": 4, "zscore": 0}
