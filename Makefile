@@ -55,7 +55,7 @@ format: $(STAMP)  ## Mend what can be mended by machine
 	@$(PY) -m ruff format
 
 bench: export OMP_NUM_THREADS := 1
-bench: $(BENCH_STAMP)  ## Run every benchmark (minutes each)
+bench: $(BENCH_STAMP)  ## Run the benchmarks of minutes each, five of them
 	@for name in throughput encoders optimality population engine; do echo "== $$name"; $(BENCH_PY) -m benchmarks.$$name || exit 1; done
 
 bench-gpu: export OMP_NUM_THREADS := 1

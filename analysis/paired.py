@@ -35,13 +35,12 @@ def _own(level: float, first: Array, second: Array, third: Array, fourth: Array)
     return (level + first) / spread, spread, skew, kurt
 
 
-def _differences(
-    x: Array, y: Array, level_x: float, level_y: float, means: Array
-) -> tuple[Array, Array, NDArray[np.bool_]]:
+def _differences(y: Array, level_x: float, level_y: float, means: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
     """Sharpe difference of each resample, the variance of its estimate times D, and whether both series move [B].
 
-    ``means`` [B, 12] are those of the columns that ``_moments`` gives. The variance is that of the influence functions
-    z - S (z^2 - 1) / 2 of the two ratios (Mertens 2002; Ledoit and Wolf 2008, section 3.1), under independence.
+    ``means`` [B, 12] are those of the columns that ``_moments`` gives of two series, of which ``y`` [D] is the second.
+    The variance is that of the influence functions z - S (z^2 - 1) / 2 of the two ratios (Mertens 2002; Ledoit and
+    Wolf 2008, section 3.1), under independence.
     """
     ax, bx, cx, dx, ay, by, cy, dy, xy, xxy, xyy, xxyy = means.T
     ratio_x, sx, skew_x, kurt_x = _own(level_x, ax, bx, cx, dx)
@@ -104,11 +103,11 @@ def sharpe_difference(
         low, high = (None if end is None else -end for end in (turned.high, turned.low))
         return Difference(value, low, high, turned.p)
     columns = _moments(x, y)
-    point, variance, _ = _differences(x, y, level_x, level_y, columns.mean(axis=0, keepdims=True))
+    point, variance, _ = _differences(y, level_x, level_y, columns.mean(axis=0, keepdims=True))
     if variance[0] <= DEGENERATE:  # one account is a multiple of the other
         return Difference(value, value, value, 1.0 if abs(value) <= DEGENERATE else 1 / (resamples + 1))
     means = resampled_means(columns, automatic_block(x - y), resamples)
-    points, variances, moving = _differences(x, y, level_x, level_y, means)
+    points, variances, moving = _differences(y, level_x, level_y, means)
     moving = moving & (variances > DEGENERATE)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(moving, np.abs(points - point[0]) / np.sqrt(variances), np.inf)

@@ -4,7 +4,10 @@ The claim ``above`` is an intersection-union test (Berger 1982): the headline mu
 weight and ``vol_target`` on the test span, each by a paired test at 95 %, so that the level needs no correction for
 the number of baselines. ``vol_target`` is among them because a policy that merely times volatility must not pass.
 The p-values are adjusted for the pairs of the run (Holm 1979) and for the looks at the test span (Bonferroni), and
-the deflated Sharpe ratio of the best survivor on validation must reach 0.95. Everything else is worded as noise.
+the deflated Sharpe ratio of the best survivor on validation must reach 0.95. ``below`` is claimed by the paired test
+with equal weight, adjusted alike; the sentence may also say below the baseline that is hardest to beat, and below those
+of ``OTHERS``. Where all survivors are idle it says that no policy beat cash, and where the pair trades its prior or its
+base checkpoint it begins with that and the reason. Everything else is worded as noise.
 """
 
 from collections.abc import Mapping, Sequence

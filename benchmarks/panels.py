@@ -11,7 +11,6 @@ from benchmarks.chart import text
 
 WIDTH, LEFT, RIGHT, GAP = 860, 62, 18, 16
 TOP, HEAD, PLOT, FOOT = 58, 64, 128, 34
-ROLES = ("ours", "ceiling")
 STYLE = (
     CHART_STYLE
     + """  .panel { font-weight: 600; }

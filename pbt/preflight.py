@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pbt.search import space_lines
+from pbt.search import space_lines, space_title
 from pbt.windows import Window, plan_lines, training_memory
 from rayconf.doctor import ensure_nodes
 from rayconf.nodes import bring_up_slots
@@ -74,6 +74,6 @@ def describe(
                 planned = plan(training, found, held)
     for line in (*planned.lines(), *estimate, *plan_lines(training, windows)):
         print(line)
-    print("search space")
+    print(space_title(run))
     for line in space_lines(run):
         print(f"  {line}")

@@ -78,15 +78,13 @@ def _publish(args: argparse.Namespace) -> int:
             print(f"would push {len(files)} files, {size} bytes, to {where}; nothing was pushed")
             return OK
         with quiet_hub(), hub_errors(where):
-            url = _push(api, repo, folder, files, plan.pairs, args)
+            url = _push(api, repo, folder, files, args)
     print(f"pushed     {len(files)} files, {size} bytes: {', '.join(plan.pairs)}, as {user}")
     print(f"published  {url}")
     return OK
 
 
-def _push(
-    api: "HfApi", repo: str, folder: Path, files: Sequence[str], pairs: Sequence[str], args: argparse.Namespace
-) -> str:
+def _push(api: "HfApi", repo: str, folder: Path, files: Sequence[str], args: argparse.Namespace) -> str:
     """Push the folder as one commit on top of the repository's last one; returns the repository's page.
 
     One commit is all or nothing: until it is made, the repository is as it was. ``upload_folder`` would not do: with

@@ -105,6 +105,15 @@ def _from_log_odds(odds: float) -> float:
     return 1 / (1 + math.exp(-odds))
 
 
+def space_title(run: RunConfig) -> str:
+    """What stands over the table of ``space_lines``: what the run's arm does with the space, where it is not PBT."""
+    use = {
+        "random": " (pbt.arm random: a member keeps its first draw)",
+        "fixed": " (pbt.arm fixed: unused, every member keeps the values under start)",
+    }
+    return f"search space{use.get(run.pbt.arm, '')}"
+
+
 def space_lines(run: RunConfig) -> list[str]:
     """The search space as a table, a line per hyperparameter; ``start`` is where the first member of a pair starts."""
     start = initial_values(run, "", 0)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from rayconf.search import MUTABLE, OF_POLICY, Range, idle_fields
+from rayconf.search import MUTABLE, OF_POLICY, OF_SHAPE, Range, idle_fields
 from rayconf.sections import ENCODERS, Section
 
 if TYPE_CHECKING:
@@ -143,6 +143,11 @@ def _check_search(run: "RunConfig", name: str, space: Range) -> None:
     """Refuse what the field itself would refuse: the run is checked with every corner of the range in its place."""
     if not NAME.fullmatch(name):
         raise ValueError(f"search: {name!r} names columns and must be letters, digits and '_'")
+    if space.path in OF_SHAPE:
+        raise ValueError(
+            f"search.{name}.path: {space.path!r} cannot be mutated: weights of another shape cannot be copied between "
+            "members; set it for the whole run"
+        )
     if space.path not in MUTABLE:
         raise ValueError(f"search.{name}.path: {space.path!r} cannot be mutated; choose one of {', '.join(MUTABLE)}")
     if why := idle_fields(run.algo, run.direct.objective).get(space.path):

@@ -120,14 +120,15 @@ def load_config(
 ) -> RunConfig:
     """One config from a preset, an optional file, flags (dotted path to value) and ``--set`` assignments.
 
-    Without a preset all of it lies on the fields' own defaults.
+    Without a preset all of it lies on the fields' own defaults. Assignments to ``search`` come after all others, in
+    their own order: what they add to is the default search of the whole run.
     """
     settings = {} if preset is None else load_preset(preset)
     if file is not None:
         settings = merge(settings, load_file(file))
     for path, value in (flags or {}).items():
         assign(settings, path, value)
-    for text in assignments:
+    for text in sorted(assignments, key=lambda text: text.startswith(("search.", "search="))):
         path, value = parse_assignment(text)
         if path.startswith("search.") and not settings.get("search"):
             settings["search"] = {name: space.model_dump() for name, space in build_config(settings).search.items()}

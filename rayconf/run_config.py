@@ -38,10 +38,17 @@ from rayconf.tracking import TrackingConfig
 RISK_RANGES = {"variance": (0.3, 30.0), "downside": (0.6, 60.0), "drawdown": (0.01, 0.5)}
 
 
-def default_search(env: EnvConfig, costs: CostsConfig, idle: Collection[str] = ()) -> dict[str, Range]:
+def default_search(
+    env: EnvConfig, costs: CostsConfig, idle: Collection[str] = (), encoder_lr_factor: float | None = None
+) -> dict[str, Range]:
     """The numbers PBT mutates unless told otherwise.
 
-    Training costs are omitted where the real cost is zero, and so is whatever stands on a field of ``idle``.
+    Args:
+        env: The environment, whose risk measure has a range of its own.
+        costs: The real costs; training costs are omitted where they are zero.
+        idle: Fields to leave out.
+        encoder_lr_factor: The run's own learning-rate factor, around which it moves; None: no pre-trained encoder is
+            tuned, and it is omitted.
     """
     low, high = RISK_RANGES[env.risk_measure]
     search = {
@@ -52,6 +59,10 @@ def default_search(env: EnvConfig, costs: CostsConfig, idle: Collection[str] = (
     }
     if costs.real_bps > 0:
         search["train_cost_bps"] = Range(path="env.train_cost_bps", low=costs.real_bps, high=10 * costs.real_bps)
+    if encoder_lr_factor is not None:
+        # Farther down than up: what was pre-trained mostly wants smaller steps than what starts from nothing.
+        low, high = 0.03 * encoder_lr_factor, 3.0 * encoder_lr_factor
+        search["encoder_lr_factor"] = Range(path="optimizer.encoder_lr_factor", low=low, high=high)
     return {name: space for name, space in search.items() if space.path not in idle}
 
 
@@ -80,8 +91,8 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     pbt: PBTConfig = PBTConfig()
     search: dict[str, Range] = Field(default_factory=dict)
-    """What PBT mutates, by hyperparameter name; empty: learning rate and those of the four penalties that act. Fields
-    that it can mutate are listed in ``rayconf.search``."""
+    """What PBT mutates, by hyperparameter name; empty: learning rate, those of the four penalties that act, and where
+    a pre-trained encoder is tuned its learning-rate factor. Fields that it can mutate: ``rayconf.search``."""
     backtest: BacktestConfig = BacktestConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -105,6 +116,8 @@ class RunConfig(Section):
             backtest = BacktestConfig.model_validate(data.get("backtest", {}))
             pbt = PBTConfig.model_validate(data.get("pbt", {}))
             direct = DirectConfig.model_validate(data.get("direct", {}))
+            optimizer = OptimizerConfig.model_validate(data.get("optimizer", {}))
+            stages = StagesConfig.model_validate(data.get("stages", {}))
         except ValidationError:
             return data  # reported by the ordinary validation, with the full path
         update: dict[str, Any] = {}
@@ -121,7 +134,9 @@ class RunConfig(Section):
             fractions = DEFAULT_FRACTIONS if where.dir else synthetic.fractions
             resolved["split"] = split.model_copy(update={"fractions": fractions})
         if not data.get("search"):
-            resolved["search"] = default_search(env, costs, idle_fields(data.get("algo", "ppo"), direct.objective))
+            idle = idle_fields(data.get("algo", "ppo"), direct.objective)
+            factor = optimizer.encoder_lr_factor if stages.pretrain and not stages.freezes else None
+            resolved["search"] = default_search(env, costs, idle, factor)
         return resolved
 
     @model_validator(mode="after")

@@ -38,6 +38,18 @@ MUTABLE = (
 """Every field that PBT can mutate. ``tests/algos/test_mutables.py`` holds a proof for each that a new value is in force
 at the first step after an exploit; a field without a proof fails it."""
 
+OF_SHAPE = (
+    "network.hidden",
+    "network.layer_norm",
+    "network.legs",
+    "network.encoder",
+    "network.encoder_window",
+    "network.encoder_width",
+    "network.encoder_layers",
+    "network.encoder_sharing",
+)
+"""Fields that decide which weights a network has, and of what shape. All members of a population have them alike."""
+
 OF_POLICY = ("env.leverage_cap", "env.reach", "env.adjustment", "env.no_trade_band")
 """Those of ``MUTABLE`` that are part of a policy, beside its weights."""
 

@@ -1,6 +1,5 @@
 """A real headless browser, driven over the DevTools protocol: what it asked for, said and drew."""
 
-import base64
 import json
 import shutil
 import subprocess
@@ -55,10 +54,6 @@ class Page:
         common = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": 8 if shift else 0}
         self.send("Input.dispatchKeyEvent", type="rawKeyDown", **common)
         self.send("Input.dispatchKeyEvent", type="keyUp", **common)
-
-    def screenshot(self, path: Path, full: bool = False) -> None:
-        answer = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=full)
-        path.write_bytes(base64.b64decode(answer["data"]))
 
     def resize(self, width: int, height: int, mobile: bool = False) -> None:
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)

@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from safetensors.torch import load_file as load_tensors
 
 from analysis import report
 from analysis.frames import KEYS, schema_of
@@ -26,7 +27,11 @@ from analysis.timing import first_gradient
 from envs.bars import load_bars
 from pbt import backtest, status
 from pbt.launch import main
+from pbt.manifest import Population
+from pbt.run_dir import RunDir
+from pbt.store import StateStore
 from rayconf.sections import DataConfig
+from rayconf.storage import LocalStorage
 from tests.commands import MINUTES, command, environment, launch, run_module, tiny
 from tests.conftest import ROOT
 from tests.pbt.conftest import TINY
@@ -450,15 +455,41 @@ def test_a_failure_is_one_line_with_status_one_and_the_run_is_kept(undisturbed: 
     assert frame_bytes(run) == kept
 
 
-def test_the_direct_arm_runs_by_the_same_command(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def direct(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run of the direct arm on one pair."""
+    folder = tmp_path_factory.mktemp("direct")
     settings = ["algo=direct", "direct.windows=8", "direct.window_bars=30", "data.pairs=SYNA/SYNB", "pbt.population=2"]
-    done = launch(*tiny(tmp_path, *(word for text in settings for word in ("--set", text))))
+    done = launch(*tiny(folder, *(word for text in settings for word in ("--set", text))))
     assert done.returncode == 0, done.stderr
-    progress = pd.read_parquet(tmp_path / "tiny" / "frames" / "progress.parquet")
+    return folder / "tiny"
+
+
+def test_the_direct_arm_runs_by_the_same_command(direct: Path) -> None:
+    progress = pd.read_parquet(direct / "frames" / "progress.parquet")
     assert len(progress) == 2 * 2
     assert list(progress.env_steps.unique()) == [8 * 30 * 8, 2 * 8 * 30 * 8]
     assert progress[["value_loss", "entropy", "kl", "clip_fraction", "explained_variance"]].isna().all(axis=None)
     told = ["policy_loss", "reward_mean", "grad_norm", "lr_first_step", "env_seconds", "learner_seconds"]
     assert progress[told].notna().all(axis=None)
     assert {"hp_learning_rate", "hp_turnover_penalty"} < set(progress) - {"hp_risk_penalty", "hp_cvar_weight"}
-    assert (tmp_path / "tiny" / "survivors" / "SYNA_SYNB" / "1" / "policy.safetensors").is_file()
+    assert (direct / "survivors" / "SYNA_SYNB" / "1" / "policy.safetensors").is_file()
+
+
+def test_ppo_goes_on_from_what_the_direct_arm_trained(direct: Path, tmp_path: Path) -> None:
+    """It starts from the survivor's very weights, and trains them on with a critic of its own."""
+    settings = ["data.pairs=SYNA/SYNB", "pbt.population=2", "pbt.iterations=1", "backtest.cost_bps=[]"]
+    words = (word for text in settings for word in ("--set", text))
+    done = launch(*tiny(tmp_path, *words, "--base-checkpoint", str(direct)))
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "tiny"
+    population, store = Population.read(RunDir(run).manifest("SYNA/SYNB")), StateStore(LocalStorage(run))
+    (start,) = population.bases
+    begun, survivor = store.load(start), load_tensors(direct / "survivors" / "SYNA_SYNB" / "1" / "policy.safetensors")
+    actor = {f"module/pi.{2 * i}.{kind}": f"{i}.{kind}" for i in range(3) for kind in ("weight", "bias")}
+    assert all(begun[ours].double().equal(survivor[theirs]) for ours, theirs in actor.items())
+    for snapshot in population.archive:
+        trained = store.load(snapshot.state)
+        assert not any(trained[name].equal(begun[name]) for name in actor)
+    progress = pd.read_parquet(run / "frames" / "progress.parquet")
+    assert progress[["value_loss", "kl", "explained_variance"]].notna().all(axis=None)

@@ -172,6 +172,14 @@ def test_a_dry_run_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert table == [f"  {line}" for line in space_lines(load_config("smoke", assignments=EVERY))]
 
 
+@pytest.mark.parametrize(("arm", "told"), [("fixed", "unused"), ("random", "keeps its first draw")])
+def test_a_dry_run_says_where_nothing_moves(arm: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["--preset", "smoke", "--dry-run", "--set", f"pbt.arm={arm}"]) == 0
+    (title,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("search space")]
+    assert f"pbt.arm {arm}" in title
+    assert told in title
+
+
 def test_the_registry_names_fields_that_there_are() -> None:
     run = load_config("smoke")
     for path in MUTABLE:

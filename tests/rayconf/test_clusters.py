@@ -64,10 +64,6 @@ def swap(key: str, index: int, old: str, new: str) -> Change:
     return change
 
 
-def loosen(kind: Config) -> None:
-    swap("worker_setup_commands", 0, "-c constraints.txt", "")(kind)
-
-
 MISTAKES: list[tuple[Path, str, Change, str]] = [
     (AWS, "unknown key", lambda c: c.update(setup_comands=[]), "(top): .*did you mean setup_commands"),
     (AWS, "key of a type", lambda c: types(c, "cpu").update(max_worker=3), "types.cpu: .*did you mean max_workers"),

@@ -130,6 +130,37 @@ def test_setting_one_bound_keeps_the_rest_of_the_search() -> None:
     }
 
 
+STAGED = ("stages.run=[base,population]", "network.encoder=conv")
+
+
+def test_a_tuned_encoder_has_a_learning_rate_factor_of_its_own() -> None:
+    """In the search unless told otherwise, and nowhere else; the run's own value lies inside."""
+    plain, staged = load_config("smoke").search, load_config("smoke", assignments=STAGED).search
+    assert {name: space for name, space in staged.items() if name != "encoder_lr_factor"} == plain
+    factor = staged["encoder_lr_factor"]
+    assert (factor.path, factor.low, factor.high) == ("optimizer.encoder_lr_factor", 0.03, 3.0)
+    slow = load_config("smoke", assignments=[*STAGED, "optimizer.encoder_lr_factor=0.001"])
+    low, high = slow.search["encoder_lr_factor"].bounds
+    assert low < slow.value_of("encoder_lr_factor") < high
+    assert load_config("smoke", assignments=[*STAGED, "stages.encoder=frozen"]).search == plain
+    assert load_config("smoke", assignments=["network.encoder=conv"]).search == plain
+    own = "search={rate: {path: optimizer.learning_rate, low: 1e-4, high: 1e-3}}"
+    assert set(load_config("smoke", assignments=[*STAGED, own]).search) == {"rate"}
+
+
+def test_what_is_added_to_the_search_is_added_to_that_of_the_whole_run() -> None:
+    """Wherever it stands among the assignments: the default search follows from the others."""
+    more = "search.gamma={path: ppo.gamma, low: 0.9, high: 0.99, scale: logit}"
+    runs = [load_config("smoke", assignments=order) for order in ([more, *STAGED], [*STAGED, more])]
+    assert runs[0] == runs[1]
+    assert {"gamma", "encoder_lr_factor"} < set(runs[0].search)
+    frozen = load_config("smoke", assignments=[more, *STAGED, "stages.encoder=frozen"])
+    assert "encoder_lr_factor" not in frozen.search
+    alone = "search={rate: {path: optimizer.learning_rate, low: 1e-4, high: 1e-3}}"
+    assert set(load_config("smoke", assignments=[more, alone]).search) == {"rate"}
+    assert set(load_config("smoke", assignments=[alone, more]).search) == {"rate", "gamma"}
+
+
 def test_search_never_trains_below_the_real_cost() -> None:
     run = load_config("smoke", assignments=["costs.commission_bps=4", "costs.slippage_bps=3"])
     assert run.search["train_cost_bps"].low == 7
@@ -174,6 +205,11 @@ MISTAKES = [
     ("split.fractions=[0.5, 0.2, 0.2]", ["split", "sum to 1"]),
     ("search.learning_rate.path=costs.leverage", ["search.learning_rate.path", "costs.leverage"]),
     ("search.train_cost_bps.low=0.5", ["search.train_cost_bps.low", "0.5", "2.0"]),
+    *(
+        (f"search.x={{path: network.{field}, low: 1, high: 2}}", ["search.x.path", field, "another shape", "whole run"])
+        for field in ("hidden", "layer_norm", "legs", "encoder", "encoder_width", "encoder_window")
+    ),
+    ("search.x={path: network.activation, low: 1, high: 2}", ["search.x.path", "network.activation", "choose one of"]),
     ("network.hidden=[64", ["network.hidden", "[64", "YAML"]),
 ]
 
