@@ -25,7 +25,7 @@ from analysis.labels import NOTHING
 from analysis.summary import sessions_per_year
 from benchmarks.cells import scenarios
 from benchmarks.folds import EARLIER, PAIRS, PERIODS, Period, Prices
-from benchmarks.ladder import BUDGET, ROWS, YARDSTICKS, Ladder, Row
+from benchmarks.ladder import BUDGET, CANDIDATES, ROWS, YARDSTICKS, Ladder, Row
 from benchmarks.ladder_table import (
     Found,
     Streams,
@@ -40,6 +40,7 @@ from benchmarks.ladder_table import (
     strung,
 )
 from benchmarks.measuring import Benchmark, measure
+from benchmarks.nested import cells_of, choices
 from pbt.terms import BASE
 from rayconf.errors import OneLineParser, UserError
 from rayconf.sections import ResourcesConfig
@@ -65,7 +66,7 @@ def report(benchmark: Benchmark, rows: Sequence[Row], console: Console) -> pd.Da
     ]
     table = []
     for row in rows:
-        found = benchmark.found(row)
+        found = _chosen(benchmark, console) if row.kind == "chosen" else benchmark.found(row)
         if found:
             benchmark.look(row, "report", len(found))
         vol_target, equal = (benchmark.found(ladder.row(name)) for name in row.yardsticks)
@@ -79,6 +80,15 @@ def report(benchmark: Benchmark, rows: Sequence[Row], console: Console) -> pd.Da
     benchmark.looks().to_csv(benchmark.out / "looks.csv", index=False)
     (benchmark.out / "ladder.md").write_text(markdown(headings, lines) + "".join(f"\n{note}\n" for note in notes))
     return frame
+
+
+def _chosen(benchmark: Benchmark, console: Console) -> Found:
+    """The cells of the best candidates on validation; says which they are."""
+    made = choices(benchmark, [benchmark.ladder.row(name) for name in CANDIDATES])
+    for choice in made:
+        gains = ", ".join(f"{name} {gain:+.2f}" for name, gain in choice.gains.items())
+        console.print(f"chosen for {choice.fold}: {choice.row.name}  (gains: {gains})", highlight=False, soft_wrap=True)
+    return cells_of(benchmark, made)
 
 
 def _notes(found: Found) -> list[str]:
@@ -200,7 +210,7 @@ def _run(args: argparse.Namespace) -> None:
     periods: list[Period] = [period for period in (*EARLIER, *PERIODS) if period.name in args.folds]
     folds = (prices.choice(),) if args.choose else tuple(prices.fold(period) for period in periods)
     benchmark = Benchmark(ladder, args.out, folds, tuple(args.pairs))
-    console = Console(width=None if sys.stdout.isatty() else 220)
+    console = Console(width=None if sys.stdout.isatty() else 260)
     if args.report:
         report(benchmark, rows, console)
         return

@@ -53,7 +53,7 @@ BASE = (
 YARDSTICKS = ("vol_target", "equal_weight")
 """Rows that others are measured against, and what alpha, beta and volatility are to."""
 
-Kind = Literal["baseline", "pair", "universe", "run", "ensemble", "weighted"]
+Kind = Literal["baseline", "pair", "universe", "run", "ensemble", "weighted", "chosen"]
 AVERAGES = ("ensemble", "weighted")
 """Kinds that train nothing and average what others learned."""
 
@@ -69,7 +69,8 @@ class Row:
     mean fitness of the run's pairs and evaluated on each; ``run``: a whole run per fold and seed by ``pbt.launch``, on
     the same universe, whose headline is evaluated; where it is ``of`` a row, one per pair, fold and seed, on the pair
     alone and from that row's policy; ``ensemble``: the mean of target weights over the seeds of the row ``of``, and
-    ``weighted`` by how far their fitness on validation is apart in units of its error."""
+    ``weighted`` by how far their fitness on validation is apart in units of its error; ``chosen``: of every fold the
+    best on validation among ``CANDIDATES``, see ``benchmarks.nested``."""
     assignments: tuple[str, ...] = ()
     """Over ``BASE``; ``path=value``."""
     snapshot: Literal["best", "last"] = "best"
@@ -89,12 +90,12 @@ class Row:
     @property
     def policy(self) -> str:
         """Name of the row's policy in its cells."""
-        return {"baseline": "rule", "run": "headline"}.get(self.kind, self.snapshot)
+        return {"baseline": "rule", "run": "headline", "chosen": "chosen"}.get(self.kind, self.snapshot)
 
     @property
     def learns(self) -> bool:
         """Whether its cells train."""
-        return self.kind not in ("baseline", *AVERAGES)
+        return self.kind not in ("baseline", "chosen", *AVERAGES)
 
     @property
     def together(self) -> bool:
@@ -151,6 +152,7 @@ UNMET = ("AAPL/AMZN", "AMZN/MSFT")
 """Pairs of the benchmark whose legs are held out alike."""
 
 ROWS = (
+    Row("chosen", "chosen"),
     Row("cash", "baseline", of="cash"),
     Row("equal_weight", "baseline", of="equal_weight"),
     Row("vol_target", "baseline", of="vol_target"),
@@ -235,6 +237,24 @@ ROWS = (
         yardsticks=("vol_target_shuffled", "equal_weight_shuffled"),
     ),
 )
+
+CANDIDATES = (
+    "universe_last",
+    "universe_augmented_last",
+    "universe_regularised_last",
+    "direct_last",
+    "direct_long_last",
+    "direct_augmented_last",
+    "shared_last",
+    "more_last",
+    "direct_pbt",
+    "direct_random",
+    "direct_encoder",
+    "direct_base",
+    "encoder_histories",
+    "base_histories",
+)
+"""Rows that correct the prior on all pairs alike, among which ``chosen`` chooses."""
 
 
 @dataclass(frozen=True)

@@ -357,10 +357,10 @@ def _check_lengths(
     need = {"train": train, "validation": run.pbt.window, "test": MIN_TEST_BARS}
     for name in needed:
         if have[name] < need[name]:
-            unit = "sessions" if name == "validation" else "bars"
+            unit, why = ("sessions", " (pbt.window)") if name == "validation" else ("bars", "")
             raise UserError(
                 f"{pair}: {len(session)} bars are too few: {name} has {have[name]} {unit} after burn-in and embargo "
-                f"and needs {need[name]}; give more history or other split borders"
+                f"and needs {need[name]}{why}; give more history or other split borders"
             )
 
 

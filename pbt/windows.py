@@ -163,4 +163,11 @@ def plan_lines(run: RunConfig, windows: Sequence[Window]) -> tuple[str, ...]:
     then = f"; populations start from a pre-trained encoder, {run.stages.encoder}"
     stages = (f"stages     {', '.join(run.stages.run)}{then if 'population' in run.stages.run else ''}",)
     pooled = (f"pooled     {pooled_line(run)}",) if run.pbt.pooled else ()
-    return (*(stages if run.stages.pretrain else ()), *pooled, *(told if starts else ()), *notes)
+    made_up = ("data       the synthetic market, whatever its pairs are called; --data-dir DIR reads real prices",)
+    return (
+        *(made_up if run.data.dir is None else ()),
+        *(stages if run.stages.pretrain else ()),
+        *pooled,
+        *(told if starts else ()),
+        *notes,
+    )

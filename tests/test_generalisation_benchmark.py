@@ -20,9 +20,12 @@ from benchmarks.generalisation import choose, report
 from benchmarks.ladder import BASE, ROWS, Ladder, Row
 from benchmarks.ladder_table import BLOCK, RESAMPLES, block_of, figures, gap, returns_of, strung
 from benchmarks.measuring import Benchmark, measure
+from benchmarks.nested import cells_of, choices
 from pbt.generation import evaluate, initial_key, train_segment, training_key
 from pbt.simulator import fitness_shares
 from pbt.survivors import policy_from_state
+from rayconf.errors import UserError
+from rayconf.loading import load_config
 
 PAIRS = ("AAA/BBB", "CCC/DDD")
 PERIODS = (Period("2010", "2010-01-01", "2010-12-31"), Period("2011", "2011-01-01", "2011-12-31"))
@@ -316,6 +319,54 @@ def test_a_whole_run_is_chosen_among_learners_by_the_same_gain(ray_session: None
         ratios.append(math.sqrt(252) * (one.mean() / one.std() - two.mean() / two.std()))
     assert learner["difference"] == pytest.approx(np.mean(ratios), abs=0.02)  # sessions per year are counted
     assert learner["low"] < learner["gain"] < learner["difference"]
+
+
+def test_the_preset_default_is_the_row_of_that_name(measured: Benchmark) -> None:
+    """But for data and terms that the ladder fixes, what no direct learner reads, and what no fixed arm moves."""
+    row = Ladder().run(LADDER.row("default"), measured.folds[0], PAIRS, 0).model_dump(mode="json")
+    shipped = load_config("default").model_dump(mode="json")
+    different = {section for section in row if not isinstance(row[section], dict) and row[section] != shipped[section]}
+    for section in {section for section in row if isinstance(row[section], dict)}:
+        ours, theirs = row[section], shipped[section]
+        different |= {f"{section}.{name}" for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)}
+    assert {name for name in different if name.split(".")[0] not in ("data", "split", "search", "resources")} == {
+        "ppo.num_envs",
+        "ppo.minibatch_size",
+        "pbt.survivors",
+        "pbt.window",
+        "universe.tickers",
+        "backtest.cost_bps",
+        "tracking.tensorboard",
+    }
+
+
+def test_a_fold_takes_what_validation_liked_best_up_to_then(measured: Benchmark, tmp_path: Path) -> None:
+    """Two candidates whose validation is made up: one gains first, then the other by more."""
+    benchmark = replace(measured, out=tmp_path)
+    one, two, prior = LADDER.row("ppo"), LADDER.row("residual"), VOL_TARGET
+    extra = {(one, 0): 4e-3, (one, 1): -6e-3, (two, 0): -1e-3, (two, 1): 9e-3, (prior, 0): 0.0, (prior, 1): 0.0}
+    for (row, number), gain in extra.items():
+        for pair in PAIRS:
+            fold = measured.folds[number]
+            source = daily(measured.cell(VOL_TARGET, fold, pair, 0))
+            made = benchmark.cell(row, fold, pair, 0)
+            made.mkdir(parents=True)
+            validation = (source.split == "validation").to_numpy()
+            table = source.assign(policy=row.policy, net_return=source.net_return + gain * validation)
+            table.loc[source.split == "test", "turnover"] = number + 10 * (row is one)
+            table.to_parquet(made / "daily.parquet", index=False)
+            pd.DataFrame([{"policy": row.policy, "env_steps": 0}]).to_parquet(made / "cell.parquet", index=False)
+    first, second = choices(benchmark, [one, two, LADDER.row("universe")])
+    assert (first.row, second.row) == (one, two)
+    assert set(first.gains) == {"ppo", "residual"}
+    assert choices(benchmark, [two])[0].row == prior
+    cells = cells_of(benchmark, [first, second])
+    for number, (row, fold) in enumerate(zip((one, two), measured.folds, strict=True)):
+        frame = daily(cells["CCC/DDD", fold.name, 0])
+        assert set(frame.policy) == {"chosen"}
+        assert set(frame[frame.split == "test"].turnover) == {number + 10 * (row is one)}
+    with pytest.raises(UserError, match="chosen is among universe"):
+        choices(benchmark, [LADDER.row("universe")])
 
 
 def test_the_report_names_its_looks(measured: Benchmark) -> None:

@@ -245,6 +245,7 @@ def test_a_plan_tells_the_windows(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "SYNA/SYNB: window 1: train 1775-12-20 .. 1778-06-26, 657 fills" in out
     assert "SYNA/SYNB: window 2: test 1780-03-07 .. 1781-02-16, 248 fills" in out
     assert out.count("1600 common bars") == 1
+    assert "the synthetic market, whatever its pairs are called" in out
     assert not list(tmp_path.iterdir())
 
 
