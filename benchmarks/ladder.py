@@ -178,6 +178,18 @@ ROWS = (
     Row("direct_augmented_last", "universe", (*RESIDUAL, *DIRECT, *HISTORIES), "last", budget=24, looks=14),
     Row("direct_augmented_ensemble", "ensemble", of="direct_augmented"),
     Row("direct_augmented_last_ensemble", "ensemble", snapshot="last", of="direct_augmented_last"),
+    Row("direct_brief_last", "universe", (*RESIDUAL, *DIRECT, *HISTORIES), "last", budget=12, looks=14),
+    *(
+        Row(
+            f"direct_costs{bps}_last",
+            "universe",
+            (*RESIDUAL, *DIRECT, *HISTORIES, f"env.train_cost_bps={bps}"),
+            "last",
+            budget=24,
+            looks=14,
+        )
+        for bps in (6, 10)
+    ),
     Row("shared", "universe", SHARED, budget=24, looks=14),
     Row("shared_last", "universe", SHARED, "last", budget=24, looks=14),
     Row("more", "universe", (*SHARED, *MORE), budget=24, looks=14),
@@ -245,6 +257,9 @@ CANDIDATES = (
     "direct_last",
     "direct_long_last",
     "direct_augmented_last",
+    "direct_brief_last",
+    "direct_costs6_last",
+    "direct_costs10_last",
     "shared_last",
     "more_last",
     "direct_pbt",

@@ -256,13 +256,14 @@ HEADINGS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("gross", "gross", plain),
     ("seed_sd", "seed SD", plain),
     ("steps", "M steps", plain),
+    ("seeds", "seeds", str),
     ("cells", "cells", str),
 )
 
 
 def shown(rows: Sequence[dict[str, Any]], scenarios: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells of the table as text."""
-    columns = [*HEADINGS[:-1], *((f"sharpe_{name}", name, plain) for name in scenarios), HEADINGS[-1]]
+    columns = [*HEADINGS[:-2], *((f"sharpe_{name}", name, plain) for name in scenarios), *HEADINGS[-2:]]
     lines = []
     for row in rows:
         values = {
