@@ -138,7 +138,7 @@ def choose(
         table.append(
             {
                 "row": " ".join(settings) or f"{row.name} itself",
-                "gain": difference.value - difference.error,
+                "gain": difference.gain,
                 "difference": difference.value,
                 "low": difference.low,
                 "high": difference.high,

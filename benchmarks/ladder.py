@@ -152,7 +152,6 @@ UNMET = ("AAPL/AMZN", "AMZN/MSFT")
 """Pairs of the benchmark whose legs are held out alike."""
 
 ROWS = (
-    Row("chosen", "chosen"),
     Row("cash", "baseline", of="cash"),
     Row("equal_weight", "baseline", of="equal_weight"),
     Row("vol_target", "baseline", of="vol_target"),
@@ -248,6 +247,7 @@ ROWS = (
         looks=14,
         yardsticks=("vol_target_shuffled", "equal_weight_shuffled"),
     ),
+    Row("chosen", "chosen"),
 )
 
 CANDIDATES = (

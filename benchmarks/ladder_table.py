@@ -100,6 +100,11 @@ class Gap:
     error: float
     """Standard deviation over the resamples."""
 
+    @property
+    def gain(self) -> float:
+        """What rows are chosen by: the difference less one error."""
+        return self.value - self.error
+
 
 def gap(own: pd.DataFrame, other: pd.DataFrame, per_year: float, center: Callable[..., Any] = np.median) -> Gap:
     """Sharpe ratios of a row less those of another over the same pairs.

@@ -51,8 +51,7 @@ def choices(benchmark: Benchmark, candidates: Sequence[Row]) -> list[Choice]:
         gains = {}
         for row, found in whole.items():
             own = returns_of(strung(found, block, row.policy, "validation"))
-            difference = gap(own, other, sessions_per_year(own.index.to_numpy()), np.mean)
-            gains[row.name] = difference.value - difference.error
+            gains[row.name] = gap(own, other, sessions_per_year(own.index.to_numpy()), np.mean).gain
         best = max(whole, key=lambda row: gains[row.name])
         made.append(Choice(fold.name, best if gains[best.name] > 0 else prior, gains))
     return made
