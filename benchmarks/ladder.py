@@ -133,6 +133,9 @@ POPULATION = (
 )
 """Members of one population, whose last snapshots are the headline together, whatever the arm."""
 ARM = (*RESIDUAL, *DIRECT, *POPULATION)
+ARMS = ("pbt", "random")
+DEFAULT = (*RESIDUAL, *DIRECT, *HISTORIES, *POPULATION, "pbt.window=252")
+"""The preset ``default``."""
 ENCODER = ("network.encoder=conv", "network.encoder_window=20", "network.encoder_width=16")
 PRETRAINED = ("stages.run=[base, population]", "stages.epochs=4")
 LEASH = (
@@ -195,24 +198,13 @@ ROWS = (
     Row("more_last", "universe", (*SHARED, *MORE), "last", budget=24, looks=14),
     Row("more_last_ensemble", "ensemble", snapshot="last", of="more_last"),
     Row("more_last_weighted", "weighted", snapshot="last", of="more_last"),
-    Row("default", "run", (*SHARED, *MORE, *POPULATION, "pbt.arm=fixed"), budget=24, looks=14, members=4),
+    Row("more_run", "run", (*SHARED, *MORE, *POPULATION, "pbt.arm=fixed"), budget=24, looks=14, members=4),
     Row("neutral_last", "universe", (*SHARED, *NEUTRAL, "features.prior=flat"), "last", budget=24, looks=14),
     Row("neutral_spread_last", "universe", (*SHARED, "features.prior=spread"), "last", budget=24, looks=14),
-    *(
-        Row(f"direct_{arm}", "run", (*ARM, f"pbt.arm={arm}"), budget=6, looks=8, members=6)
-        for arm in ("pbt", "random", "fixed")
-    ),
-    *(
-        Row(f"shared_{arm}", "run", (*SHARED, *POPULATION, f"pbt.arm={arm}"), budget=24, looks=8, members=4)
-        for arm in ("pbt", "random")
-    ),
-    Row(
-        "shared_gain",
-        "run",
-        (*SHARED, *POPULATION, "pbt.arm=fixed", "pbt.survivors=1", "pbt.min_gain=0"),
-        budget=24,
-        looks=14,
-    ),
+    *(Row(f"direct_{arm}", "run", (*ARM, f"pbt.arm={arm}"), budget=6, looks=8, members=6) for arm in (*ARMS, "fixed")),
+    Row("default", "run", (*DEFAULT, "pbt.arm=fixed"), budget=12, looks=14, members=4),
+    *(Row(f"default_{arm}", "run", (*DEFAULT, f"pbt.arm={arm}"), budget=12, looks=14, members=4) for arm in ARMS),
+    Row("default_gain", "run", (*DEFAULT, "pbt.arm=fixed", "pbt.min_gain=0"), budget=12, looks=14),
     Row("direct_encoder", "run", (*ARM, "pbt.arm=fixed", *ENCODER), budget=6, looks=8, members=2),
     Row("direct_base", "run", (*ARM, "pbt.arm=fixed", *ENCODER, *PRETRAINED), budget=6, looks=8, members=2),
     Row("direct_base_long", "run", (*ARM, "pbt.arm=fixed", *ENCODER, *PRETRAINED), budget=24, looks=8, members=2),

@@ -333,7 +333,6 @@ def test_the_preset_default_is_the_row_of_that_name(measured: Benchmark) -> None
         "ppo.num_envs",
         "ppo.minibatch_size",
         "pbt.survivors",
-        "pbt.window",
         "universe.tickers",
         "backtest.cost_bps",
         "tracking.tensorboard",
