@@ -17,7 +17,7 @@ def test_presets_have_the_stated_sizes() -> None:
     assert demo.env_steps == 2 * 8 * 8 * 3 * 32768
     assert (demo.pairs, demo.members, demo.generations, demo.batch) == (2, 16, 8, 32768)
     pooled = plan(load_config("default"), Machine(2))
-    assert (pooled.members, pooled.generations, pooled.env_steps) == (4, 14, 4 * 28 * 8 * 512 * 84)
+    assert (pooled.members, pooled.generations, pooled.env_steps) == (4, 14, 4 * 14 * 8 * 512 * 84)
     smoke = plan(load_config("smoke"), Machine(2))
     assert smoke.env_steps == 2 * 4 * 3 * 1 * 16384
     assert load_config("smoke").pbt.replace_z == 0
