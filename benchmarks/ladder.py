@@ -180,6 +180,7 @@ ROWS = (
     Row("direct_augmented_last", "universe", (*RESIDUAL, *DIRECT, *HISTORIES), "last", budget=24, looks=14),
     Row("direct_augmented_ensemble", "ensemble", of="direct_augmented"),
     Row("direct_augmented_last_ensemble", "ensemble", snapshot="last", of="direct_augmented_last"),
+    Row("direct_augmented_last_weighted", "weighted", snapshot="last", of="direct_augmented_last"),
     Row("direct_brief_last", "universe", (*RESIDUAL, *DIRECT, *HISTORIES), "last", budget=12, looks=14),
     *(
         Row(
@@ -197,7 +198,6 @@ ROWS = (
     Row("more", "universe", (*SHARED, *MORE), budget=24, looks=14),
     Row("more_last", "universe", (*SHARED, *MORE), "last", budget=24, looks=14),
     Row("more_last_ensemble", "ensemble", snapshot="last", of="more_last"),
-    Row("more_last_weighted", "weighted", snapshot="last", of="more_last"),
     Row("more_run", "run", (*SHARED, *MORE, *POPULATION, "pbt.arm=fixed"), budget=24, looks=14, members=4),
     Row("neutral_last", "universe", (*SHARED, *NEUTRAL, "features.prior=flat"), "last", budget=24, looks=14),
     Row("neutral_spread_last", "universe", (*SHARED, "features.prior=spread"), "last", budget=24, looks=14),
