@@ -210,7 +210,7 @@ def _run(args: argparse.Namespace) -> None:
     periods: list[Period] = [period for period in (*EARLIER, *PERIODS) if period.name in args.folds]
     folds = (prices.choice(),) if args.choose else tuple(prices.fold(period) for period in periods)
     benchmark = Benchmark(ladder, args.out, folds, tuple(args.pairs))
-    console = Console(width=None if sys.stdout.isatty() else 260)
+    console = Console(width=None if sys.stdout.isatty() else 300)
     if args.report:
         report(benchmark, rows, console)
         return

@@ -77,9 +77,13 @@ def test_members_start_from_the_encoder_to_the_bit(
     assert {f"module/{name}" for name in module} == expected, "what rests is what was trained"
     assert any(not states["m00"][key].equal(states["m01"][key]) for key in states["m00"].keys() - trained.keys())
 
-    key, hyperparameters = training_key(run, PAIR, "m00", 1), members["m00"].hyperparameters
-    for held in ("frozen", "tuned"):
-        own = run.model_copy(update={"stages": run.stages.model_copy(update={"encoder": held})})
+    key, drawn = training_key(run, PAIR, "m00", 1), members["m00"].hyperparameters
+    assert "encoder_lr_factor" in drawn
+    for held, idle in (("frozen", {"encoder_lr_factor"}), ("tuned", set())):
+        search = {name: space for name, space in run.search.items() if name not in idle}
+        hyperparameters = {name: value for name, value in drawn.items() if name not in idle}
+        stages = run.stages.model_copy(update={"encoder": held})
+        own = run.model_copy(update={"stages": stages, "search": search})
         start = initial_key(run, PAIR, "m00")
         after = train_segment(own, market, hyperparameters, states["m00"], key, 1, init_key=start).state
         same = {name: after[name].equal(tensor) for name, tensor in trained.items()}
