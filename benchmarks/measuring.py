@@ -96,7 +96,7 @@ def measure(
         Number of jobs done.
 
     Raises:
-        UserError: Cells that a row stands on are not all there.
+        UserError: Cells that a row stands on are not all there, or the prices are too few.
     """
     import ray
 
@@ -114,7 +114,13 @@ def measure(
         running = {task.remote(job): job for job in todo}
         while running:
             (finished,), _ = ray.wait(list(running), num_returns=1)
-            job, seconds = running.pop(finished), ray.get(finished)
+            job = running.pop(finished)
+            try:
+                seconds = ray.get(finished)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, UserError):
+                    raise UserError(f"{job.row.name} {job.fold}: {error.cause}") from None
+                raise
             count += 1
             console.print(_told(job, seconds, len(todo) - len(running), len(todo)), highlight=False)
     return count

@@ -368,6 +368,13 @@ def test_a_fold_takes_what_validation_liked_best_up_to_then(measured: Benchmark,
         choices(benchmark, [LADDER.row("universe")])
 
 
+def test_too_few_prices_are_named_with_row_and_fold(ray_session: None, data: Path, tmp_path: Path) -> None:
+    early = Period("2007", "2007-01-01", "2007-12-31")  # the prices begin in 2004
+    benchmark = benchmark_on(data, tmp_path, (early,))
+    with pytest.raises(UserError, match=r"^ppo 2007: (AAA/BBB|CCC/DDD): \d+ bars are too few: train has"):
+        measure(benchmark, rows("ppo"), QUIET)
+
+
 def test_the_report_names_its_looks(measured: Benchmark) -> None:
     before = (measured.out / "looks.jsonl").read_text().splitlines()
     assert any('"row":"ppo"' in line and '"what":"evaluation"' in line for line in before)
